@@ -1,0 +1,1 @@
+//! Manifests, loading in the background, length buckets and augmentation of recordings.

@@ -1,0 +1,1 @@
+//! Progress, tables, plots and HTML pages.

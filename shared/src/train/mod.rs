@@ -1,0 +1,1 @@
+//! Optimisers, schedules, logs and the training loop.
