@@ -7,6 +7,7 @@ pub mod device;
 pub mod dsp;
 pub mod error;
 pub mod eval;
+pub mod files;
 pub mod kernels;
 pub mod limits;
 pub mod media;
