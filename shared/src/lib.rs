@@ -2,6 +2,8 @@
 //! training, supernet search, evaluation and reports. This crate knows no model.
 
 pub mod checkpoint;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod data;
 pub mod device;
 pub mod dsp;

@@ -1,0 +1,185 @@
+//! What the command-line tools have in common: global options, exit codes, results on stdout,
+//! shards of a list.
+//!
+//! Exit codes: 0 success, 1 a negative result (only where a flag such as `--check` asks for it),
+//! 2 wrong usage or bad input, 3 an internal error, 130 stopped by the user.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use candle_core::Device;
+use clap::Args;
+use serde::Serialize;
+
+use crate::device::{self, DeviceName};
+use crate::{Error, Result};
+
+/// Options that every command takes.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// Print results as JSON, a line each
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Threads that compute [default: one per core]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Device that computes: cpu, cuda, cuda:N or metal
+    #[arg(long, global = true, value_name = "NAME", default_value = "cpu")]
+    pub device: DeviceName,
+    /// Show no progress and no notes
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+impl Common {
+    /// Sets the number of threads and opens the device.
+    ///
+    /// # Errors
+    /// When either cannot be had.
+    pub fn open(&self) -> Result<Device> {
+        device::set_threads(self.threads)?;
+        self.device.open()
+    }
+
+    /// Prints one result: `value` as a line of JSON with `--json`, else `text`.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub fn print(&self, value: &impl Serialize, text: impl Display) -> anyhow::Result<()> {
+        let mut stdout = io::stdout().lock();
+        if self.json {
+            serde_json::to_writer(&mut stdout, value).map_err(io::Error::from)?;
+            writeln!(stdout)?;
+        } else {
+            writeln!(stdout, "{text}")?;
+        }
+        stdout.flush()?;
+        Ok(())
+    }
+
+    /// Tells the user something that is not a result, on stderr.
+    pub fn note(&self, text: impl Display) {
+        if !self.quiet {
+            // Nobody is left to tell when stderr is closed.
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+}
+
+/// Runs a tool's main function and turns its outcome into an exit code; errors go to stderr with
+/// their causes. A reader that closes our stdout early (`| head`) ends the tool in peace.
+pub fn run(tool: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
+    match panic::catch_unwind(AssertUnwindSafe(tool)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            let code = exit_code(&error);
+            if code != 0 {
+                let _ = writeln!(io::stderr(), "error: {error:#}");
+            }
+            ExitCode::from(code)
+        }
+        // The panic hook has printed the place already.
+        Err(_) => ExitCode::from(3),
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let pipe_closed = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe);
+    if pipe_closed {
+        return 0;
+    }
+    match error.chain().find_map(|cause| cause.downcast_ref::<Error>()) {
+        Some(Error::Interrupted) => 130,
+        Some(Error::Tensor(_)) => 3,
+        _ => 2,
+    }
+}
+
+/// One of `count` equal parts of a list, written `index/count` with the index from 0. Item `i`
+/// belongs to shard `i % count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// This shard's number, below `count`.
+    pub index: usize,
+    /// Number of shards.
+    pub count: usize,
+}
+
+impl Shard {
+    /// The whole list.
+    pub const ALL: Self = Self { index: 0, count: 1 };
+
+    /// Rank and world size as set by common launchers: torchrun (`RANK`, `WORLD_SIZE`), Slurm
+    /// (`SLURM_PROCID`, `SLURM_NTASKS`) and Open MPI (`OMPI_COMM_WORLD_RANK`,
+    /// `OMPI_COMM_WORLD_SIZE`). [`Shard::ALL`] where none is set.
+    ///
+    /// # Errors
+    /// When a pair is set to something that is no rank of its world.
+    pub fn from_environment() -> Result<Self> {
+        let pairs = [
+            ("RANK", "WORLD_SIZE"),
+            ("SLURM_PROCID", "SLURM_NTASKS"),
+            ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        ];
+        for (rank, world) in pairs {
+            if let (Ok(rank), Ok(world)) = (std::env::var(rank), std::env::var(world)) {
+                return format!("{rank}/{world}").parse();
+            }
+        }
+        Ok(Self::ALL)
+    }
+
+    /// Whether item `index` of the list belongs to this shard.
+    pub fn owns(&self, index: usize) -> bool {
+        index % self.count == self.index
+    }
+}
+
+impl FromStr for Shard {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.split_once('/').and_then(|(index, count)| {
+            Some(Self { index: index.parse().ok()?, count: count.parse().ok()? })
+        });
+        parts.filter(|shard| shard.index < shard.count).ok_or_else(|| {
+            Error::Argument(format!("shard {text:?} is not of the form i/n with i from 0 to n - 1"))
+        })
+    }
+}
+
+impl Display for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.index, self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_parse_and_cover_a_list_once() {
+        for bad in ["", "1", "2/2", "-1/2", "a/b", "0/0"] {
+            assert!(bad.parse::<Shard>().is_err(), "{bad}");
+        }
+        let owners =
+            |item| (0..3).filter(|index| Shard { index: *index, count: 3 }.owns(item)).count();
+        assert!((0..10).all(|item| owners(item) == 1));
+    }
+
+    #[test]
+    fn exit_codes_follow_the_cause() {
+        let code = |error: anyhow::Error| exit_code(&error.context("while testing"));
+        assert_eq!(code(Error::Interrupted.into()), 130);
+        assert_eq!(code(Error::Argument("x".into()).into()), 2);
+        assert_eq!(code(Error::Tensor(candle_core::Error::Msg("x".into())).into()), 3);
+        assert_eq!(code(io::Error::from(io::ErrorKind::BrokenPipe).into()), 0);
+    }
+}
