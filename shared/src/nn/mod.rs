@@ -1,5 +1,10 @@
 //! The layers that models use, and the weights that they are made of.
 
+mod conv;
+pub mod functional;
+mod linear;
 mod weights;
 
+pub use conv::{Conv, Conv1d, Conv2d, Conv3d, ConvTranspose1d};
+pub use linear::Linear;
 pub use weights::{Init, Parameter, Weights};

@@ -1,0 +1,264 @@
+use candle_core::{DType, Device, Tensor};
+
+use super::*;
+use crate::kernels::check;
+
+/// Sizes of a one-dimensional case: batch, channels in and out, length and kernel size.
+struct Case {
+    sizes: [usize; 5],
+    options: ConvOptions<1>,
+}
+
+/// The cases in which convolutions have been wrong elsewhere: batch 1 and more, padding 0, 1 and
+/// unequal, stride and dilation 1 and more, groups, depthwise, odd sizes.
+fn cases() -> Vec<Case> {
+    let mut cases = vec![];
+    for batch in [1, 3] {
+        for padding in [(0, 0), (1, 1), (2, 1)] {
+            for stride in [1, 2] {
+                for dilation in [1, 2] {
+                    for (groups, channels_in, channels_out) in [(1, 3, 5), (2, 4, 6), (4, 4, 4)] {
+                        cases.push(Case {
+                            sizes: [batch, channels_in, channels_out, 9, 3],
+                            options: ConvOptions {
+                                stride: [stride],
+                                dilation: [dilation],
+                                padding: [padding],
+                                groups,
+                                ..Default::default()
+                            },
+                        });
+                    }
+                }
+            }
+        }
+    }
+    // Pointwise; kernels as long as the input; a stride beyond the kernel; one channel.
+    for (sizes, stride, padding) in [
+        ([2, 5, 3, 7, 1], 1, (0, 0)),
+        ([2, 5, 3, 7, 1], 3, (1, 1)),
+        ([2, 3, 2, 5, 5], 1, (0, 0)),
+        ([2, 3, 2, 11, 2], 4, (0, 3)),
+        ([1, 1, 1, 6, 4], 1, (5, 5)),
+    ] {
+        cases.push(Case {
+            sizes,
+            options: ConvOptions { stride: [stride], padding: [padding], ..Default::default() },
+        });
+    }
+    cases
+}
+
+/// The definition of convolution, element by element.
+fn definition(x: &Tensor, weight: &Tensor, bias: &Tensor, options: &ConvOptions<1>) -> Vec<f64> {
+    let (x, dims) = (x.to_vec3::<f64>().unwrap(), x.dims());
+    let (weight, sizes) = (weight.to_vec3::<f64>().unwrap(), weight.dims());
+    let bias = bias.to_vec1::<f64>().unwrap();
+    let ([stride], [dilation], [(before, after)]) =
+        (options.stride, options.dilation, options.padding);
+    let length = (dims[2] + before + after - dilation * (sizes[2] - 1) - 1) / stride + 1;
+    let mut y = vec![];
+    for item in &x {
+        for o in 0..sizes[0] {
+            let first = o / (sizes[0] / options.groups) * sizes[1];
+            for t in 0..length {
+                let mut sum = bias[o];
+                for i in 0..sizes[1] {
+                    for (k, tap) in weight[o][i].iter().enumerate() {
+                        let at = (t * stride + k * dilation) as isize - before as isize;
+                        if (0..dims[2] as isize).contains(&at) {
+                            sum += tap * item[first + i][at as usize];
+                        }
+                    }
+                }
+                y.push(sum);
+            }
+        }
+    }
+    y
+}
+
+#[test]
+fn conv1d_matches_its_definition() {
+    for Case { sizes: [b, c, o, t, k], options } in cases() {
+        let x = check::normal(0, &[b, c, t]);
+        let weight = check::normal(1, &[o, c / options.groups, k]);
+        let bias = check::normal(2, &[o]);
+        let expected = definition(&x, &weight, &bias, &options);
+        for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
+            let [x, weight, bias] = [&x, &weight, &bias].map(|t| t.to_dtype(dtype).unwrap());
+            let found = conv1d(&x, &weight, Some(&bias), &options).unwrap();
+            let found = check::to_vec(&found);
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < tolerance, "{options:?} {dtype:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn conv1d_gradients_match_finite_differences() {
+    for Case { sizes: [b, c, o, t, k], options } in cases() {
+        let shapes: [&[usize]; 3] = [&[b, c, t], &[o, c / options.groups, k], &[o]];
+        check::gradients(&format!("{shapes:?} {options:?}"), &shapes, |inputs| {
+            conv1d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+        });
+    }
+}
+
+#[test]
+fn f32_agrees_with_f64_at_the_sizes_of_models() {
+    let cases = [
+        // batch, channels in and out, length, kernel, stride, dilation, groups
+        [2, 80, 96, 61, 5, 1, 1, 1],
+        [3, 24, 24, 203, 3, 1, 4, 1],
+        [1, 130, 70, 150, 1, 1, 1, 1],
+        [2, 40, 36, 100, 3, 2, 1, 1],
+        [2, 48, 48, 40, 16, 1, 1, 4],
+        [2, 33, 33, 50, 5, 1, 1, 33],
+    ];
+    for [b, c, o, t, k, stride, dilation, groups] in cases {
+        let padding = dilation * (k - 1) / 2;
+        let options = ConvOptions {
+            stride: [stride],
+            dilation: [dilation],
+            padding: [(padding, padding)],
+            groups,
+            activation: Activation::Relu,
+        };
+        let shapes: [&[usize]; 3] = [&[b, c, t], &[o, c / groups, k], &[o]];
+        check::f32_agrees_with_f64(&format!("{shapes:?}"), &shapes, |inputs| {
+            conv1d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+        });
+    }
+}
+
+#[test]
+fn fused_activations_have_their_gradients() {
+    for activation in [
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::Tanh,
+        Activation::Sigmoid,
+    ] {
+        let options = ConvOptions { padding: [(1, 1)], activation, ..Default::default() };
+        let shapes: [&[usize]; 2] = [&[2, 3, 6], &[4, 3, 3]];
+        check::gradients(&format!("{activation:?}"), &shapes, |inputs| {
+            conv1d(&inputs[0], &inputs[1], None, &options)
+        });
+    }
+}
+
+#[test]
+fn conv2d_gradients_match_finite_differences() {
+    for groups in [1, 2] {
+        let options = ConvOptions {
+            stride: [2, 1],
+            dilation: [1, 2],
+            padding: [(1, 0), (2, 1)],
+            groups,
+            activation: Activation::Identity,
+        };
+        let shapes: [&[usize]; 3] = [&[2, 2, 6, 5], &[4, 2 / groups, 3, 2], &[4]];
+        check::gradients(&format!("{options:?}"), &shapes, |inputs| {
+            conv2d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+        });
+    }
+}
+
+#[test]
+fn conv3d_gradients_match_finite_differences() {
+    let options =
+        ConvOptions { stride: [1, 2, 1], padding: [(1, 1), (0, 1), (1, 0)], ..Default::default() };
+    let shapes: [&[usize]; 3] = [&[2, 2, 3, 4, 3], &[3, 2, 2, 3, 2], &[3]];
+    check::gradients("conv3d", &shapes, |inputs| {
+        conv3d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+    });
+}
+
+#[test]
+fn conv_transpose1d_gradients_match_finite_differences() {
+    for (stride, output_padding, dilation, groups) in
+        [(1, 0, 1, 1), (2, 1, 1, 1), (2, 0, 2, 2), (3, 2, 1, 4)]
+    {
+        for (batch, padding) in [(1, (0, 0)), (3, (1, 1)), (2, (0, 2))] {
+            let options =
+                ConvTranspose1dOptions { stride, padding, output_padding, dilation, groups };
+            let shapes: [&[usize]; 3] = [&[batch, 4, 5], &[4, 8 / groups, 3], &[8]];
+            check::gradients(&format!("{options:?}"), &shapes, |inputs| {
+                conv_transpose1d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+            });
+        }
+    }
+}
+
+#[test]
+fn conv_transpose1d_is_the_adjoint_of_conv1d() {
+    // <conv(x), y> = <x, conv_transpose(y)> with the same weight.
+    let (x, weight) = (check::normal(0, &[2, 4, 12]), check::normal(1, &[6, 4, 3]));
+    let options =
+        ConvOptions { stride: [2], padding: [(1, 2)], dilation: [2], ..Default::default() };
+    let y = conv1d(&x, &weight, None, &options).unwrap();
+    let z = check::normal(2, y.dims());
+    let back = ConvTranspose1dOptions {
+        stride: 2,
+        padding: (1, 2),
+        dilation: 2,
+        output_padding: 12 + 3 - 4 - 1 - (y.dims()[2] - 1) * 2,
+        ..Default::default()
+    };
+    let adjoint = conv_transpose1d(&z, &weight, None, &back).unwrap();
+    let dot = |a: &Tensor, b: &Tensor| -> f64 {
+        (a * b).unwrap().sum_all().unwrap().to_scalar().unwrap()
+    };
+    assert!((dot(&y, &z) - dot(&x, &adjoint)).abs() < 1e-9);
+}
+
+#[test]
+fn half_precision_is_computed_in_f32() {
+    let (x, weight) = (check::normal(0, &[2, 3, 8]), check::normal(1, &[4, 3, 3]));
+    for dtype in [DType::BF16, DType::F16] {
+        let [half_x, half_weight] = [&x, &weight].map(|t| t.to_dtype(dtype).unwrap());
+        let [x, weight] = [&half_x, &half_weight].map(|t| t.to_dtype(DType::F32).unwrap());
+        let found = conv1d(&half_x, &half_weight, None, &ConvOptions::default()).unwrap();
+        let expected = conv1d(&x, &weight, None, &ConvOptions::default()).unwrap();
+        assert_eq!(found.dtype(), dtype);
+        assert_eq!(check::to_vec(&found), check::to_vec(&expected.to_dtype(dtype).unwrap()));
+    }
+}
+
+#[test]
+fn impossible_sizes_are_errors() {
+    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+    let huge = usize::MAX / 2;
+    let cases: [(&str, &[usize], &[usize], ConvOptions<1>); 9] = [
+        ("input shorter than the kernel", &[1, 2, 3], &[4, 2, 5], ConvOptions::default()),
+        ("empty input", &[1, 2, 0], &[4, 2, 1], ConvOptions::default()),
+        ("channels differ", &[1, 3, 9], &[4, 2, 3], ConvOptions::default()),
+        ("rank", &[3, 9], &[4, 3, 3], ConvOptions::default()),
+        ("groups 0", &[1, 2, 9], &[4, 2, 3], ConvOptions { groups: 0, ..Default::default() }),
+        ("stride 0", &[1, 2, 9], &[4, 2, 3], ConvOptions { stride: [0], ..Default::default() }),
+        ("kernel 0", &[1, 2, 9], &[4, 2, 0], ConvOptions::default()),
+        (
+            "dilation overflows",
+            &[1, 2, 9],
+            &[4, 2, 5],
+            ConvOptions { dilation: [huge], ..Default::default() },
+        ),
+        (
+            "padding overflows",
+            &[1, 2, 9],
+            &[4, 2, 3],
+            ConvOptions { padding: [(huge, huge)], ..Default::default() },
+        ),
+    ];
+    for (name, x, weight, options) in cases {
+        assert!(conv1d(&zeros(x), &zeros(weight), None, &options).is_err(), "{name}");
+    }
+    let (x, weight) = (zeros(&[1, 2, 9]), zeros(&[4, 2, 3]));
+    assert!(conv1d(&x, &weight, Some(&zeros(&[3])), &ConvOptions::default()).is_err());
+    let cut = ConvTranspose1dOptions { padding: (9, 9), ..Default::default() };
+    assert!(conv_transpose1d(&x, &zeros(&[2, 4, 3]), None, &cut).is_err());
+}

@@ -1,0 +1,137 @@
+//! Convolution layers.
+
+use candle_core::Tensor;
+
+use super::functional::{self, ConvOptions, ConvTranspose1dOptions};
+use super::{Init, Weights};
+use crate::{Error, Result};
+
+/// Convolution over `D` dimensions. Parameters: `weight` `[O, C/g, ..]`, `bias` `[O]`.
+#[derive(Clone, Debug)]
+pub struct Conv<const D: usize> {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    options: ConvOptions<D>,
+}
+
+/// Convolution over time: `[B, C, T]` to `[B, O, T']`.
+pub type Conv1d = Conv<1>;
+/// Convolution over images: `[B, C, H, W]` to `[B, O, H', W']`.
+pub type Conv2d = Conv<2>;
+/// Convolution over volumes or videos: `[B, C, D, H, W]` to `[B, O, D', H', W']`.
+pub type Conv3d = Conv<3>;
+
+impl<const D: usize> Conv<D> {
+    /// A layer from `in_channels` to `out_channels`, initialised as in PyTorch.
+    ///
+    /// # Errors
+    /// When the groups do not divide the channels; as [`Weights::parameter`].
+    pub fn new(
+        weights: &Weights,
+        in_channels: usize,
+        out_channels: usize,
+        kernel: [usize; D],
+        bias: bool,
+        options: ConvOptions<D>,
+    ) -> Result<Self> {
+        let in_group = check_groups(in_channels, out_channels, options.groups)?;
+        let shape = [&[out_channels, in_group], &kernel[..]].concat();
+        let init = Init::fan_in(shape[1..].iter().product());
+        let weight = weights.parameter("weight", shape, init)?;
+        let bias = bias.then(|| weights.parameter("bias", out_channels, init)).transpose()?;
+        Ok(Self { weight, bias, options })
+    }
+
+    /// The weight `[O, C/g, ..]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The bias `[O]`.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// How the kernel moves.
+    pub fn options(&self) -> &ConvOptions<D> {
+        &self.options
+    }
+}
+
+impl Conv1d {
+    /// The output `[B, O, T']` for `x` `[B, C, T]`.
+    ///
+    /// # Errors
+    /// As [`functional::conv1d`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        functional::conv1d(x, &self.weight, self.bias.as_ref(), &self.options)
+    }
+}
+
+impl Conv2d {
+    /// The output `[B, O, H', W']` for `x` `[B, C, H, W]`.
+    ///
+    /// # Errors
+    /// As [`functional::conv2d`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        functional::conv2d(x, &self.weight, self.bias.as_ref(), &self.options)
+    }
+}
+
+impl Conv3d {
+    /// The output `[B, O, D', H', W']` for `x` `[B, C, D, H, W]`.
+    ///
+    /// # Errors
+    /// As [`functional::conv3d`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        functional::conv3d(x, &self.weight, self.bias.as_ref(), &self.options)
+    }
+}
+
+/// Transposed convolution over time. Parameters: `weight` `[C, O/g, K]`, `bias` `[O]`.
+#[derive(Clone, Debug)]
+pub struct ConvTranspose1d {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    options: ConvTranspose1dOptions,
+}
+
+impl ConvTranspose1d {
+    /// A layer from `in_channels` to `out_channels`, initialised as in PyTorch.
+    ///
+    /// # Errors
+    /// When the groups do not divide the channels; as [`Weights::parameter`].
+    pub fn new(
+        weights: &Weights,
+        in_channels: usize,
+        out_channels: usize,
+        kernel: usize,
+        bias: bool,
+        options: ConvTranspose1dOptions,
+    ) -> Result<Self> {
+        let out_group = check_groups(out_channels, in_channels, options.groups)?;
+        // PyTorch takes the second dimension for the fan-in here, too.
+        let init = Init::fan_in(out_group * kernel);
+        let weight = weights.parameter("weight", (in_channels, out_group, kernel), init)?;
+        let bias = bias.then(|| weights.parameter("bias", out_channels, init)).transpose()?;
+        Ok(Self { weight, bias, options })
+    }
+
+    /// The output `[B, O, T']` for `x` `[B, C, T]`.
+    ///
+    /// # Errors
+    /// As [`functional::conv_transpose1d`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        functional::conv_transpose1d(x, &self.weight, self.bias.as_ref(), &self.options)
+    }
+}
+
+/// Channels a group of those that are divided first.
+fn check_groups(divided: usize, other: usize, groups: usize) -> Result<usize> {
+    if groups > 0 && divided.is_multiple_of(groups) && other.is_multiple_of(groups) {
+        return Ok(divided / groups);
+    }
+    Err(Error::Argument(format!(
+        "convolution layer: {groups} groups do not divide {divided} and {other} channels"
+    )))
+}
