@@ -6,9 +6,14 @@
 pub mod activation;
 pub mod conv;
 pub mod linear;
+pub mod norm;
+pub mod softmax;
 
 #[cfg(test)]
 pub(crate) mod check;
+mod parallel;
+mod real;
+mod rows;
 
 use candle_core::{CpuStorage, DType, Layout, Tensor, WithDType};
 

@@ -3,8 +3,10 @@
 mod conv;
 pub mod functional;
 mod linear;
+mod norm;
 mod weights;
 
 pub use conv::{Conv, Conv1d, Conv2d, Conv3d, ConvTranspose1d};
 pub use linear::Linear;
+pub use norm::BatchNorm1d;
 pub use weights::{Init, Parameter, Weights};

@@ -1,0 +1,67 @@
+//! Tensors seen as rows: runs of consecutive numbers, one for each index of the leading dimensions.
+
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+
+use super::real::Real;
+
+/// The rows of a tensor: all dimensions after the first `leading` ones, wherever they lie.
+pub(crate) struct Rows<'a, T> {
+    data: &'a [T],
+    starts: Vec<usize>,
+    len: usize,
+}
+
+impl<'a, T: Real> Rows<'a, T> {
+    /// The rows of a tensor that [`contiguous_rows`] prepared.
+    pub(crate) fn new(storage: &'a CpuStorage, layout: &Layout, leading: usize) -> Result<Self> {
+        let data = T::cpu_storage_as_slice(storage)?;
+        let (dims, row_dims) = layout.dims().split_at(leading);
+        let mut starts = vec![layout.start_offset()];
+        for (&dim, &stride) in dims.iter().zip(layout.stride()) {
+            starts = starts.iter().flat_map(|s| (0..dim).map(move |i| s + i * stride)).collect();
+        }
+        Ok(Self { data, starts, len: row_dims.iter().product() })
+    }
+
+    /// Calls `work` with the rows of `x`, a tensor on the CPU that [`contiguous_rows`] prepared.
+    pub(crate) fn of<R>(
+        x: &Tensor,
+        leading: usize,
+        work: impl FnOnce(Rows<'_, T>) -> Result<R>,
+    ) -> Result<R> {
+        let (storage, layout) = x.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => work(Rows::new(storage, layout, leading)?),
+            _ => bail!("this kernel computes on the CPU only"),
+        }
+    }
+
+    /// Row number `row` in the order of the leading dimensions.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> &'a [T] {
+        &self.data[self.starts[row]..][..self.len]
+    }
+
+    /// How many rows there are.
+    pub(crate) fn count(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Elements in each row.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// `x` itself where all dimensions after the first `leading` ones lie in consecutive memory, as in
+/// most narrowed tensors, otherwise a copy where they do.
+pub(crate) fn contiguous_rows(x: &Tensor, leading: usize) -> Result<Tensor> {
+    let mut consecutive = 1;
+    for (&dim, &stride) in x.dims().iter().zip(x.stride()).skip(leading).rev() {
+        if dim != 1 && stride != consecutive {
+            return x.contiguous();
+        }
+        consecutive *= dim;
+    }
+    Ok(x.clone())
+}
