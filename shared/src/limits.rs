@@ -10,6 +10,8 @@ pub struct Limits {
     pub channels: usize,
     /// Highest sampling rate in Hz.
     pub rate_hz: u32,
+    /// Largest waveform held in memory as a whole, in bytes.
+    pub waveform_bytes: u64,
     /// Most pixels in a picture or video frame.
     pub pixels: usize,
     /// Most video frames.
@@ -23,12 +25,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Generous for real material: a day of audio, 64 channels, 8K frames, 64 GiB of tensors.
+    /// Generous for real material: a day of audio, 8 GiB of it at once, 64 channels, 8K frames,
+    /// 64 GiB of tensors.
     fn default() -> Self {
         Self {
             duration_s: 24.0 * 3600.0,
             channels: 64,
             rate_hz: 768_000,
+            waveform_bytes: 8 << 30,
             pixels: 7680 * 4320,
             frames: 24 * 3600 * 60,
             header_bytes: 100 << 20,

@@ -1,1 +1,5 @@
-//! Audio files in and out.
+//! Reading and writing recordings.
+
+pub mod audio;
+
+pub use audio::{AudioReader, Waveform};
