@@ -1,1 +1,3 @@
-//! Scores of models: verification metrics.
+//! How good a result is: error rates with confidence intervals.
+
+pub mod verification;
