@@ -1,12 +1,18 @@
 //! Manifests, loading in the background, length buckets and augmentation of recordings.
 
+mod audio_cache;
+mod buckets;
 mod json_lines;
 mod kaldi;
 mod lines;
+mod loader;
 mod manifest;
 mod table;
 mod tree;
 mod trials;
 
+pub use audio_cache::{AudioCache, ReadFailure, read_utterance, to_f32, to_i16};
+pub use buckets::length_buckets;
+pub use loader::{Batch, Loader, LoaderOptions, Position};
 pub use manifest::{Filter, Manifest, SpeakerIndex, Utterance};
 pub use trials::{Trial, TrialList};
