@@ -1,1 +1,6 @@
-//! Progress, tables, plots and HTML pages.
+//! What people read: progress, numbers with units, tables, plots and HTML pages.
+
+pub mod format;
+mod progress;
+
+pub use progress::Progress;
