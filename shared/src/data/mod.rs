@@ -1,7 +1,9 @@
 //! Manifests, loading in the background, length buckets and augmentation of recordings.
 
 mod audio_cache;
+pub mod augment;
 mod buckets;
+mod crop;
 mod json_lines;
 mod kaldi;
 mod lines;
@@ -13,6 +15,7 @@ mod trials;
 
 pub use audio_cache::{AudioCache, ReadFailure, read_utterance, to_f32, to_i16};
 pub use buckets::length_buckets;
+pub use crop::{consecutive_segments, evaluation_segments, random_crop, wrapped};
 pub use loader::{Batch, Loader, LoaderOptions, Position};
 pub use manifest::{Filter, Manifest, SpeakerIndex, Utterance};
 pub use trials::{Trial, TrialList};
