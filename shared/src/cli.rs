@@ -6,6 +6,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -70,14 +71,20 @@ impl Common {
 }
 
 /// Runs a tool's main function and turns its outcome into an exit code; errors go to stderr with
-/// their causes. A reader that closes our stdout early (`| head`) ends the tool in peace.
-pub fn run(tool: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
+/// their causes, and with `--json` to stdout as well, as `{"error": .., "kind": ..}`. A reader that
+/// closes our stdout early (`| head`) ends the tool in peace.
+pub fn run(common: &Common, tool: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
     match panic::catch_unwind(AssertUnwindSafe(tool)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             let code = exit_code(&error);
             if code != 0 {
-                let _ = writeln!(io::stderr(), "error: {error:#}");
+                let text = message(&error);
+                let _ = writeln!(io::stderr(), "error: {text}");
+                if common.json {
+                    let kind = cause(&error).map_or("usage", Error::kind);
+                    let _ = common.print(&serde_json::json!({ "error": text, "kind": kind }), "");
+                }
             }
             ExitCode::from(code)
         }
@@ -94,15 +101,32 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if pipe_closed {
         return 0;
     }
-    match error.chain().find_map(|cause| cause.downcast_ref::<Error>()) {
+    match cause(error) {
         Some(Error::Interrupted) => 130,
         Some(Error::Tensor(_)) => 3,
         _ => 2,
     }
 }
 
-/// One of `count` equal parts of a list, written `index/count` with the index from 0. Item `i`
-/// belongs to shard `i % count`.
+/// The library's error in a chain of causes.
+fn cause(error: &anyhow::Error) -> Option<&Error> {
+    error.chain().find_map(|cause| cause.downcast_ref::<Error>())
+}
+
+/// The causes after one another; those that an error's own text ends with are not repeated.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match text.ends_with(&cause) {
+            true => text,
+            false if text.is_empty() => cause,
+            false => format!("{text}: {cause}"),
+        }
+    })
+}
+
+/// One of `count` parts of a list, each without gaps and as long as the others or one longer;
+/// written `index/count` with the index from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// This shard's number, below `count`.
@@ -135,9 +159,10 @@ impl Shard {
         Ok(Self::ALL)
     }
 
-    /// Whether item `index` of the list belongs to this shard.
-    pub fn owns(&self, index: usize) -> bool {
-        index % self.count == self.index
+    /// The places of this shard in a list of `items`.
+    pub fn range(&self, items: usize) -> Range<usize> {
+        let start = |index: usize| (items as u128 * index as u128 / self.count as u128) as usize;
+        start(self.index)..start(self.index + 1)
     }
 }
 
@@ -172,6 +197,13 @@ mod tests {
         let owners =
             |item| (0..3).filter(|index| Shard { index: *index, count: 3 }.owns(item)).count();
         assert!((0..10).all(|item| owners(item) == 1));
+    }
+
+    #[test]
+    fn messages_do_not_repeat_themselves() {
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        let error = anyhow::Error::from(Error::io("a.wav")(source)).context("verify");
+        assert_eq!(message(&error), "verify: a.wav: entity not found");
     }
 
     #[test]

@@ -58,6 +58,14 @@ pub enum Error {
         /// Length of the recording.
         duration_s: f64,
     },
+    /// A recording that is readable but cannot be used.
+    #[error("{}: {source}", path.display())]
+    Recording {
+        /// The recording.
+        path: PathBuf,
+        /// Why not.
+        source: Box<Error>,
+    },
     /// A checkpoint file that is malformed or refused.
     #[error("{}: {reason}", path.display())]
     Checkpoint {
@@ -122,6 +130,28 @@ impl Error {
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { path, source }
+    }
+
+    /// The cause in one or two words, for programs that read the tools' JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "io",
+            Self::Exists { .. } => "exists",
+            Self::Media { .. } => "media",
+            Self::Limit { .. } => "limit",
+            Self::TooShort { .. } => "too_short",
+            Self::NoSpeech { .. } => "no_speech",
+            Self::Recording { source, .. } => source.kind(),
+            Self::Checkpoint { .. } => "checkpoint",
+            Self::Tensors { .. } => "tensors",
+            Self::Shape { .. } => "shape",
+            Self::Parse { .. } => "parse",
+            Self::Argument(_) => "argument",
+            Self::NonFinite { .. } => "non_finite",
+            Self::NoGradient { .. } => "no_gradient",
+            Self::Interrupted => "interrupted",
+            Self::Tensor(_) => "internal",
+        }
     }
 
     /// An [`Error::Media`] for `path`.

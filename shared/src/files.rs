@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::limits::Limits;
 use crate::{Error, Result};
 
 /// Opens a regular file for reading; returns it with its length in bytes.
@@ -28,6 +29,21 @@ pub fn open_regular(path: &Path) -> Result<(File, u64)> {
     let file = File::open(path).map_err(Error::io(path))?;
     let length = file.metadata().map_err(Error::io(path))?.len();
     Ok((file, length))
+}
+
+/// The text of a regular file of at most [`Limits::text_bytes`].
+///
+/// # Errors
+/// [`Error::Io`], also for text that is not UTF-8; [`Error::Limit`].
+pub fn read_text(path: &Path, limits: &Limits) -> Result<String> {
+    let (mut file, actual) = open_regular(path)?;
+    if actual > limits.text_bytes {
+        let (path, limit) = (path.to_path_buf(), limits.text_bytes);
+        return Err(Error::Limit { path, quantity: "size in bytes", actual, limit });
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(Error::io(path))?;
+    Ok(text)
 }
 
 /// Writes the file `path` whole or not at all: `write` fills a temporary file in the same folder,

@@ -1,7 +1,10 @@
 //! Trial lists: which pairs of recordings to compare.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
+
+use sha2::{Digest, Sha256};
 
 use super::lines::{Line, Lines};
 use crate::Result;
@@ -92,6 +95,48 @@ impl TrialList {
     /// [`crate::Error::Io`]; [`crate::Error::Limit`].
     pub fn read(path: &Path, limits: &Limits) -> Result<Self> {
         Self::parse(Lines::open(path, limits)?)
+    }
+
+    /// The names of the two recordings of each trial.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        let name = |place: usize| self.recordings.get(place).map_or("", String::as_str);
+        self.trials.iter().map(move |trial| (name(trial.enrolment), name(trial.test)))
+    }
+
+    /// The trials at the places `range`, with no more recordings than they need.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        let mut part = Self::default();
+        let mut places = HashMap::new();
+        let trials = self.trials.iter().zip(self.pairs());
+        for (trial, (a, b)) in trials.skip(range.start).take(range.len()) {
+            let trial = Trial {
+                enrolment: part.place(a, &mut places),
+                test: part.place(b, &mut places),
+                target: trial.target,
+            };
+            part.trials.push(trial);
+        }
+        part
+    }
+
+    /// SHA-256, in hexadecimal digits, of the names of all pairs in their order.
+    pub fn hash(&self) -> String {
+        let mut hash = Sha256::new();
+        for (a, b) in self.pairs() {
+            for name in [a, b] {
+                hash.update(name.as_bytes());
+                hash.update([0]);
+            }
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The place of the recording `name`, which is added if it is not there.
+    fn place<'a>(&mut self, name: &'a str, places: &mut HashMap<&'a str, usize>) -> usize {
+        *places.entry(name).or_insert_with(|| {
+            self.recordings.push(name.to_owned());
+            self.recordings.len() - 1
+        })
     }
 
     fn parse(mut lines: Lines) -> Result<Self> {

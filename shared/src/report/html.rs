@@ -1,0 +1,146 @@
+//! Reports as one HTML file that needs nothing else.
+
+use std::path::Path;
+
+use super::plot::Plot;
+use super::svg::escape;
+use super::table::Table;
+use crate::{Result, files};
+
+/// A page being written from top to bottom. All text is escaped; plots are embedded.
+#[derive(Clone, Debug)]
+pub struct Page {
+    title: String,
+    body: String,
+}
+
+const STYLE: &str = "\
+:root{color-scheme:light dark;--ink:#1f2933;--faint:#52606d;--rule:#d5dae0;--back:#fff}\n\
+@media (prefers-color-scheme:dark){\
+:root{--ink:#e6e9ec;--faint:#a3adb8;--rule:#39424c;--back:#15191e}}\n\
+@media print{:root{color-scheme:light;--ink:#000;--faint:#444;--rule:#bbb;--back:#fff}}\n\
+body{font:16px/1.5 system-ui,'Segoe UI','DejaVu Sans',sans-serif;color:var(--ink);\
+background:var(--back);max-width:54rem;margin:2rem auto;padding:0 1rem}\n\
+h1{font-size:1.7rem}\nh2{font-size:1.25rem;margin-top:2.2rem}\n\
+table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}\n\
+th,td{padding:.3rem .9rem .3rem 0;text-align:left;border-bottom:1px solid var(--rule)}\n\
+th{color:var(--faint);font-weight:600}\n.number{text-align:right}\n\
+figure{margin:1.2rem 0;break-inside:avoid}\nfigcaption{color:var(--faint);font-size:.9rem}\n\
+svg.plot{max-width:100%;height:auto}\n\
+pre{overflow-x:auto;padding:.8rem;border:1px solid var(--rule)}\n\
+@media print{body{max-width:none;margin:0}h2{break-after:avoid}tr{break-inside:avoid}}\n";
+
+impl Page {
+    /// A page with a title, which is also its first heading.
+    pub fn new(title: &str) -> Self {
+        let title = escape(title);
+        Self { body: format!("<h1>{title}</h1>\n"), title }
+    }
+
+    /// Begins a section.
+    pub fn heading(&mut self, text: &str) {
+        self.body += &format!("<h2>{}</h2>\n", escape(text));
+    }
+
+    /// A paragraph of plain text.
+    pub fn paragraph(&mut self, text: &str) {
+        self.body += &format!("<p>{}</p>\n", escape(text));
+    }
+
+    /// Text whose line breaks and spaces matter, such as a command.
+    pub fn preformatted(&mut self, text: &str) {
+        self.body += &format!("<pre>{}</pre>\n", escape(text));
+    }
+
+    /// A table.
+    pub fn table(&mut self, table: &Table) {
+        let numeric = table.numeric_columns();
+        let row = |tag: &str, cells: &[&str]| {
+            let cells = cells.iter().enumerate().map(|(column, cell)| {
+                let class = match numeric.get(column) {
+                    Some(true) => " class=\"number\"",
+                    _ => "",
+                };
+                format!("<{tag}{class}>{}</{tag}>", escape(cell))
+            });
+            format!("<tr>{}</tr>\n", cells.collect::<String>())
+        };
+        self.body += "<table>\n";
+        if !table.header().is_empty() {
+            let header: Vec<&str> = table.header().iter().map(String::as_str).collect();
+            self.body += &format!("<thead>{}</thead>\n", row("th", &header));
+        }
+        self.body += "<tbody>\n";
+        for cells in table.rows() {
+            self.body += &row("td", &cells);
+        }
+        self.body += "</tbody>\n</table>\n";
+    }
+
+    /// A plot with a caption, which may be empty.
+    pub fn plot(&mut self, plot: &Plot, caption: &str) {
+        self.body += &format!("<figure>\n{}", plot.svg());
+        if !caption.is_empty() {
+            self.body += &format!("<figcaption>{}</figcaption>\n", escape(caption));
+        }
+        self.body += "</figure>\n";
+    }
+
+    /// The page as an HTML document.
+    pub fn html(&self) -> String {
+        format!(
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+             <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{}</body>\n</html>\n",
+            self.title, self.body
+        )
+    }
+
+    /// Writes the page as an HTML file.
+    ///
+    /// # Errors
+    /// When the file exists and `force` is not given, or cannot be written.
+    pub fn write(&self, path: &Path, force: bool) -> Result<()> {
+        use std::io::Write;
+        files::write_atomic(path, force, |file| file.write_all(self.html().as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scale::Axis;
+    use super::*;
+
+    #[test]
+    fn no_text_becomes_markup() {
+        let evil = "<script>alert('x')</script>&\"";
+        let mut table = Table::new([evil]);
+        table.row([evil]);
+        let plot =
+            Plot::new(evil, Axis::categories(evil, [evil]), Axis::linear(evil)).bars(evil, [1.0]);
+        let mut page = Page::new(evil);
+        page.heading(evil);
+        page.paragraph(evil);
+        page.preformatted(evil);
+        page.table(&table);
+        page.plot(&plot, evil);
+        let html = page.html();
+        assert!(!html.contains("<script"));
+        assert_eq!(html.matches("&lt;script&gt;alert(&#39;x&#39;)").count(), 15);
+    }
+
+    #[test]
+    fn the_page_is_complete_and_columns_of_numbers_are_marked() {
+        let mut table = Table::new(["set", "EER"]);
+        table.row(["eval", "4.2 %"]);
+        table.row(["dev"]);
+        let mut page = Page::new("Report");
+        page.table(&table);
+        let html = page.html();
+        assert!(html.starts_with("<!DOCTYPE html>") && html.ends_with("</body>\n</html>\n"));
+        assert!(html.contains("<tr><th>set</th><th class=\"number\">EER</th></tr>"));
+        assert!(html.contains("<tr><td>dev</td><td class=\"number\"></td></tr>"));
+        // Nothing is loaded from elsewhere.
+        assert!(!html.contains("src=") && !html.contains("href="));
+    }
+}
