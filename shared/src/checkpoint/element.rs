@@ -48,6 +48,16 @@ impl Element {
         })
     }
 
+    /// Size of an element in bytes.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 | Self::U64 => 8,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 2,
+            Self::F8E4M3 | Self::I8 | Self::U8 | Self::Bool => 1,
+        }
+    }
+
     /// The smallest dtype of the tensor library that holds every value; `u64` becomes `i64`, which
     /// holds all but the upper half.
     pub fn dtype(self) -> DType {
@@ -69,6 +79,9 @@ impl Element {
     /// # Errors
     /// When the number of bytes does not fit the shape, or a `u64` is too large for `i64`.
     pub fn tensor(self, bytes: &[u8], shape: &[usize]) -> Result<Tensor> {
+        if element_count(shape).is_none() {
+            return Err(Error::Argument(format!("the shape {shape:?} is too large")));
+        }
         let device = &Device::Cpu;
         let tensor = match self {
             Self::I8 => {
@@ -98,6 +111,17 @@ impl Element {
         };
         Ok(tensor)
     }
+}
+
+/// The number of elements of a tensor of `shape`; `None` when it, or that of its non-empty part, is
+/// beyond what can be addressed.
+pub(super) fn element_count(shape: &[usize]) -> Option<usize> {
+    let product = |least: usize| {
+        shape.iter().try_fold(1usize, |product, &length| product.checked_mul(length.max(least)))
+    };
+    // Strides are products of the lengths, also in an empty tensor.
+    product(1)?.checked_mul(size_of::<f64>())?;
+    product(0)
 }
 
 /// The elements of `tensor` in row-major order as little-endian bytes.

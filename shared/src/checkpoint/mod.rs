@@ -4,12 +4,15 @@
 //! every size that a file claims is checked against the file itself and [`Limits`] before memory
 //! is allocated.
 
+mod convert;
 mod element;
 mod inspect;
 mod mapped;
+mod pickle;
 mod report;
 pub mod safetensors;
 mod state;
+mod torch;
 mod value;
 
 use std::collections::BTreeMap;
@@ -17,13 +20,15 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
+pub use convert::convert;
 pub use inspect::{NonFinite, check_finite, data_hash, finite_report};
 pub use report::LoadReport;
 pub use state::{StateFolder, TrainingState};
 pub use value::Value;
 
-use crate::Result;
 use crate::limits::Limits;
+use crate::{Error, Result};
+use mapped::FileBytes;
 
 /// Most tensors in a file; the largest models have some thousands.
 const MAX_TENSORS: usize = 1 << 17;
@@ -36,6 +41,12 @@ const MAX_DIMENSIONS: usize = 64;
 pub enum Format {
     /// A JSON header and raw tensors.
     Safetensors,
+    /// PyTorch 1.6 and later: a zip archive.
+    TorchZip,
+    /// PyTorch 0.1.10 to 1.5: pickle streams and raw storages.
+    TorchStream,
+    /// PyTorch before 0.1.10: a tar archive.
+    TorchTar,
 }
 
 /// What a checkpoint file holds.
@@ -65,10 +76,46 @@ impl Checkpoint {
     }
 }
 
-/// Returns the content of the checkpoint `path`.
+/// Returns the content of the checkpoint `path`, whatever its name, in any supported [`Format`].
 ///
 /// # Errors
-/// As [`safetensors::read`].
+/// [`Error::Checkpoint`] when the file is in no supported format, truncated or malformed, or when
+/// a tensor's elements would come from an unknown function; [`Error::Limit`]; [`Error::Io`].
 pub fn read(path: &Path, limits: &Limits) -> Result<Checkpoint> {
-    safetensors::read(path, limits)
+    let bytes = FileBytes::open(path, limits)?;
+    match detect(&bytes, path)? {
+        Format::Safetensors => safetensors::read_bytes(&bytes, path, limits),
+        format => torch::read(&bytes, format, path, limits),
+    }
+}
+
+/// The format of a file, by its first bytes.
+fn detect(bytes: &[u8], path: &Path) -> Result<Format> {
+    let (tar_start, tar_magic) = torch::TAR_MAGIC;
+    let has =
+        |start: usize, magic: &[u8]| bytes.get(start..).is_some_and(|rest| rest.starts_with(magic));
+    if has(8, b"{") {
+        return Ok(Format::Safetensors);
+    }
+    if has(0, torch::ZIP_MAGIC) {
+        return Ok(Format::TorchZip);
+    }
+    if has(tar_start, tar_magic) {
+        return Ok(Format::TorchTar);
+    }
+    if matches!(bytes, [0x80, 2..=5, ..]) {
+        return Ok(Format::TorchStream);
+    }
+    let reason = if bytes.is_empty() {
+        "is empty; copy or download it again"
+    } else if has(0, b"version https://git-lfs") {
+        "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+    } else if has(0, b"<") {
+        "is a web page, not a checkpoint; the download went wrong"
+    } else if has(0, b"\x1f\x8b") {
+        "is compressed with gzip; unpack it first"
+    } else {
+        "is neither a PyTorch checkpoint nor a safetensors file, or its beginning is damaged"
+    };
+    Err(Error::checkpoint(path, reason))
 }
