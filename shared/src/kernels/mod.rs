@@ -14,6 +14,7 @@ pub(crate) mod check;
 mod parallel;
 mod real;
 mod rows;
+mod vectorised;
 
 use candle_core::{CpuStorage, DType, Layout, Tensor, WithDType};
 

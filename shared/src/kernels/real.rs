@@ -1,22 +1,32 @@
-//! The two number types that kernels compute in, and loops over them that compilers vectorise.
+//! The two number types that kernels compute in, and the reductions over rows of them.
 
 use candle_core::WithDType;
+use rten_simd::ops::{BitOps, NumOps};
+use rten_simd::{Isa, Simd, SimdIterable, SimdOp};
 
-/// Partial sums kept by the reductions: their number fixes the result, not the vector width of the
-/// processor.
-const LANES: usize = 32;
-
-/// Elements summed in their own precision before the sum is passed on in f64.
-const PIECE: usize = 128 * LANES;
+/// Elements that are summed in f32 before the sum is passed on in f64.
+const PIECE: usize = 2048;
 
 /// f32 or f64.
-pub(crate) trait Real: WithDType + Default + std::ops::Neg<Output = Self> {
+pub(crate) trait Real: WithDType + Default {
     /// e to the power of `self`, in a form without branches.
     fn exp(self) -> Self;
 
-    /// The larger number; `other` where `self` is NaN.
-    fn larger(self, other: Self) -> Self {
-        if self > other { self } else { other }
+    /// The largest element of `x`; minus infinity if there is none. NaN may be passed over.
+    fn largest(x: &[Self]) -> Self;
+
+    /// `[sum(y - q), sum((x - p) (y - q))]` over the elements of `x` and `y`, two slices of one
+    /// length.
+    fn sums(x: &[Self], p: Self, y: &[Self], q: Self) -> [f64; 2];
+
+    /// The sum of `x`.
+    fn sum(x: &[Self]) -> f64 {
+        Self::sums(x, Self::zero(), x, Self::zero())[0]
+    }
+
+    /// The sum of the products of the elements of `x` and `y`, two slices of one length.
+    fn dot(x: &[Self], y: &[Self]) -> f64 {
+        Self::sums(x, Self::zero(), y, Self::zero())[1]
     }
 }
 
@@ -37,16 +47,25 @@ impl Real for f32 {
         let n = shifted - ROUND;
         let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
         // Taylor polynomial; what is left out is below r^8/8! = 6e-9 of the result.
-        let mut tail = 1.0 / 5040.0;
-        for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5] {
-            tail = tail * r + coefficient;
-        }
-        let power = 1.0 + (r + r * r * tail);
+        let tail = ((r * (1.0 / 5040.0) + 1.0 / 720.0) * r + 1.0 / 120.0) * r + 1.0 / 24.0;
+        let power = 1.0 + (r + r * r * ((tail * r + 1.0 / 6.0) * r + 0.5));
         // 2^n in two factors, as n reaches beyond the exponents of normal numbers.
         let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
         let half = n >> 1;
         let scale = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
         power * scale(half) * scale(n.wrapping_sub(half))
+    }
+
+    fn largest(x: &[Self]) -> Self {
+        Largest(x).dispatch()
+    }
+
+    fn sums(x: &[Self], p: Self, y: &[Self], q: Self) -> [f64; 2] {
+        let pieces = x.chunks(PIECE).zip(y.chunks(PIECE));
+        pieces.fold([0.0; 2], |total, (x, y)| {
+            let sums = Sums { x, p, y, q }.dispatch();
+            [total[0] + f64::from(sums[0]), total[1] + f64::from(sums[1])]
+        })
     }
 }
 
@@ -55,59 +74,63 @@ impl Real for f64 {
     fn exp(self) -> Self {
         f64::exp(self)
     }
-}
 
-/// Sums over `x` of the `N` numbers that `terms` makes of each element.
-#[inline(always)]
-pub(crate) fn sums<T: Real, const N: usize>(x: &[T], terms: impl Fn(T) -> [T; N]) -> [f64; N] {
-    sums_of_pairs(x, x, |x, _| terms(x))
-}
-
-/// Sums over the pairs of elements of `x` and `y` of the `N` numbers that `terms` makes of each.
-#[inline(always)]
-pub(crate) fn sums_of_pairs<T: Real, const N: usize>(
-    x: &[T],
-    y: &[T],
-    terms: impl Fn(T, T) -> [T; N],
-) -> [f64; N] {
-    let mut total = [0.0; N];
-    for (x, y) in x.chunks(PIECE).zip(y.chunks(PIECE)) {
-        let mut lanes = [[T::zero(); LANES]; N];
-        let (x, x_rest) = x.as_chunks::<LANES>();
-        let (y, y_rest) = y.as_chunks::<LANES>();
-        for (x, y) in x.iter().zip(y) {
-            for lane in 0..LANES {
-                let terms = terms(x[lane], y[lane]);
-                for n in 0..N {
-                    lanes[n][lane] += terms[n];
-                }
-            }
-        }
-        for (lane, (&x, &y)) in x_rest.iter().zip(y_rest).enumerate() {
-            let terms = terms(x, y);
-            for n in 0..N {
-                lanes[n][lane] += terms[n];
-            }
-        }
-        for n in 0..N {
-            total[n] += lanes[n].iter().map(|sum| sum.to_f64()).sum::<f64>();
-        }
+    fn largest(x: &[Self]) -> Self {
+        x.iter().copied().fold(f64::NEG_INFINITY, f64::max)
     }
-    total
+
+    fn sums(x: &[Self], p: Self, y: &[Self], q: Self) -> [f64; 2] {
+        let pairs = x.iter().zip(y);
+        pairs.fold([0.0; 2], |sums, (x, y)| [sums[0] + (y - q), sums[1] + (x - p) * (y - q)])
+    }
 }
 
-/// The largest element of `x`; minus infinity if there is none, NaN is passed over.
-#[inline(always)]
-pub(crate) fn largest<T: Real>(x: &[T]) -> T {
-    let lowest = T::from_f64(f64::NEG_INFINITY);
-    let mut lanes = [lowest; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] = chunk[lane].larger(lanes[lane]);
-        }
+struct Largest<'a>(&'a [f32]);
+
+impl SimdOp for Largest<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) -> f32 {
+        let ops = isa.f32();
+        let lowest = ops.splat(f32::NEG_INFINITY);
+        let largest = self.0.simd_iter(ops).fold(
+            lowest,
+            #[inline(always)]
+            |largest, x| ops.max(largest, x),
+        );
+        ops.fold_splat(largest, f32::NEG_INFINITY, f32::max).to_array()[0]
     }
-    lanes.iter().chain(rest).fold(lowest, |largest, x| x.larger(largest))
+}
+
+struct Sums<'a> {
+    x: &'a [f32],
+    p: f32,
+    y: &'a [f32],
+    q: f32,
+}
+
+impl SimdOp for Sums<'_> {
+    type Output = [f32; 2];
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) -> [f32; 2] {
+        let ops = isa.f32();
+        let (p, q) = (ops.splat(self.p), ops.splat(self.q));
+        let (mut sum, mut products) = (ops.zero(), ops.zero());
+        let (mut xs, mut ys) = (self.x.simd_iter(ops), self.y.simd_iter(ops));
+        for (x, y) in (&mut xs).zip(&mut ys) {
+            let y = ops.sub(y, q);
+            sum = ops.add(sum, y);
+            products = ops.mul_add(ops.sub(x, p), y, products);
+        }
+        if let (Some((x, _)), Some((y, mask))) = (xs.tail(), ys.tail()) {
+            let y = ops.select(ops.sub(y, q), ops.zero(), mask);
+            sum = ops.add(sum, y);
+            products = ops.mul_add(ops.sub(x, p), y, products);
+        }
+        [ops.sum(sum), ops.sum(products)]
+    }
 }
 
 #[cfg(test)]
@@ -138,13 +161,19 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_largest_cover_every_length() {
-        for len in [0, 1, 31, 32, 33, 100, PIECE, PIECE + 1, 3 * PIECE + 45] {
+    fn reductions_cover_every_length() {
+        for len in [0, 1, 3, 15, 16, 17, 100, PIECE, PIECE + 1, 3 * PIECE + 45] {
+            // Small integers, so that f32 is exact.
             let x: Vec<f64> = (0..len).map(|i| ((i * 37) % 101) as f64).collect();
-            let y: Vec<f64> = (0..len).map(|i| ((i * 11) % 7) as f64).collect();
-            let dot = x.iter().zip(&y).map(|(x, y)| x * y).sum::<f64>();
-            assert_eq!(sums_of_pairs(&x, &y, |x, y| [x * y, x]), [dot, x.iter().sum()]);
-            assert_eq!(largest(&x), x.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+            let y: Vec<f64> = (0..len).map(|i| ((i * 11) % 7) as f64 - 3.0).collect();
+            let sum = y.iter().map(|y| y - 2.0).sum::<f64>();
+            let products = x.iter().zip(&y).map(|(x, y)| (x - 50.0) * (y - 2.0)).sum::<f64>();
+            let largest = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            assert_eq!(f64::sums(&x, 50.0, &y, 2.0), [sum, products]);
+            assert_eq!(f64::largest(&x), largest);
+            let f32s = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<_>>();
+            assert_eq!(f32::sums(&f32s(&x), 50.0, &f32s(&y), 2.0), [sum, products]);
+            assert_eq!(f64::from(f32::largest(&f32s(&x))), largest);
         }
     }
 }

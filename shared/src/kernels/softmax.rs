@@ -5,8 +5,9 @@ use std::mem::MaybeUninit;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
 use super::parallel;
-use super::real::{self, Real};
+use super::real::Real;
 use super::rows::{Rows, contiguous_rows};
+use super::vectorised::vectorised;
 use super::{to_compute_dtype, to_dtype};
 use crate::{Error, Result};
 
@@ -63,42 +64,55 @@ fn forward<T: Real>(x: &Rows<'_, T>) -> Vec<T> {
     // SAFETY: `softmax_row` writes every element of its row.
     #[allow(unsafe_code)]
     unsafe {
-        parallel::write_rows(x.count(), x.len(), |row, y| softmax_row(x.row(row), y)).0
+        parallel::write_rows(x.count(), x.len(), |row, y| softmax_row(x.row(row), y))
     }
 }
 
-#[inline(always)]
-fn softmax_row<T: Real>(x: &[T], y: &mut [MaybeUninit<T>]) {
-    let largest = real::largest(x);
-    for (y, &x) in y.iter_mut().zip(x) {
-        y.write((x - largest).exp());
-    }
-    // SAFETY: the loop above wrote every element.
-    #[allow(unsafe_code)]
-    let y = unsafe { y.assume_init_mut() };
-    let [sum] = real::sums(y, |y| [y]);
-    let scale = T::from_f64(1.0 / sum);
-    y.iter_mut().for_each(|y| *y *= scale);
-}
-
-/// `dx = y (dy - sum(y dy))`.
 fn backward<T: Real>(y: &Tensor, dy: &Tensor, leading: usize) -> candle_core::Result<Tensor> {
     let dx = Rows::<T>::of(y, leading, |y| {
         Rows::<T>::of(dy, leading, |dy| {
-            let gradient_row = |row, dx: &mut [MaybeUninit<T>]| {
-                let (y, dy) = (y.row(row), dy.row(row));
-                let [dot] = real::sums_of_pairs(y, dy, |y, dy| [y * dy]);
-                let dot = T::from_f64(dot);
-                for ((dx, &y), &dy) in dx.iter_mut().zip(y).zip(dy) {
-                    dx.write(y * (dy - dot));
-                }
-            };
+            let work = |row, dx: &mut [_]| gradient_row(y.row(row), dy.row(row), dx);
             // SAFETY: `gradient_row` writes every element of its row.
             #[allow(unsafe_code)]
-            Ok(unsafe { parallel::write_rows(y.count(), y.len(), gradient_row) }.0)
+            Ok(unsafe { parallel::write_rows(y.count(), y.len(), work) })
         })
     })?;
     Tensor::from_vec(dx, y.shape(), y.device())
+}
+
+/// Writes all of `y = softmax(x)`.
+fn softmax_row<T: Real>(x: &[T], y: &mut [MaybeUninit<T>]) {
+    let y = exp_row(x, T::largest(x), y);
+    scale_row(y, T::from_f64(1.0 / T::sum(y)));
+}
+
+/// Writes all of `dx = y (dy - sum(y dy))`.
+fn gradient_row<T: Real>(y: &[T], dy: &[T], dx: &mut [MaybeUninit<T>]) {
+    product_row(y, dy, T::from_f64(T::dot(y, dy)), dx);
+}
+
+vectorised! {
+    /// Writes all of `y = exp(x - shift)`, and returns it.
+    fn exp_row<'y, T: Real>(x: &[T], shift: T, y: &'y mut [MaybeUninit<T>]) -> &'y mut [T] {
+        for (y, &x) in y.iter_mut().zip(x) {
+            y.write((x - shift).exp());
+        }
+        // SAFETY: the loop above wrote every element.
+        #[allow(unsafe_code)]
+        unsafe { y.assume_init_mut() }
+    }
+
+    /// `y` times `scale`, in place.
+    fn scale_row<T: Real>(y: &mut [T], scale: T) {
+        y.iter_mut().for_each(|y| *y *= scale);
+    }
+
+    /// Writes all of `z = x (y - shift)`.
+    fn product_row<T: Real>(x: &[T], y: &[T], shift: T, z: &mut [MaybeUninit<T>]) {
+        for ((z, &x), &y) in z.iter_mut().zip(x).zip(y) {
+            z.write(x * (y - shift));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
 
 use super::row_sets::{Normalise, RowSets, Source, Statistics};
-use crate::kernels::rows::contiguous_rows;
+use crate::kernels::real::Real;
+use crate::kernels::rows::{Rows, contiguous_rows};
 use crate::kernels::{to_compute_dtype, to_dtype};
 use crate::{Error, Result};
 
@@ -139,12 +140,40 @@ fn normalise(
         Ok(x.apply_op3(&weight, &bias, Normalise { sets, eps, source })?)
     };
     let y = if x.dims()[2..].iter().product::<usize>() < SHORT_ROW {
-        let channels_first = x.transpose(0, 1)?.contiguous()?.unsqueeze(0)?;
-        apply(&channels_first)?.squeeze(0)?.transpose(0, 1)?.contiguous()?
+        let channels_first =
+            contiguous_rows(&x, 2)?.apply_op1(SwapFirstDimensions)?.unsqueeze(0)?;
+        apply(&channels_first)?.squeeze(0)?.apply_op1(SwapFirstDimensions)?
     } else {
         apply(&x)?
     };
     to_dtype(y, dtype)
+}
+
+/// `[C, B, ..]` for `[B, C, ..]`, contiguous in both directions: candle's own gradient of a transposed
+/// copy walks through memory with strides.
+struct SwapFirstDimensions;
+
+impl CustomOp1 for SwapFirstDimensions {
+    fn name(&self) -> &'static str {
+        "swap-first-dimensions"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        fn swap<T: Real>(x: &CpuStorage, layout: &Layout) -> candle_core::Result<Vec<T>> {
+            let rows = Rows::new(x, layout, 2)?;
+            Ok((0..rows.count()).flat_map(|row| rows.row(row)).copied().collect())
+        }
+        let swapped = layout.transpose(0, 1)?;
+        let y = match x {
+            CpuStorage::F64(_) => CpuStorage::F64(swap(x, &swapped)?),
+            _ => CpuStorage::F32(swap(x, &swapped)?),
+        };
+        Ok((y, swapped.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        contiguous_rows(dy, 2)?.apply_op1_no_bwd(self).map(Some)
+    }
 }
 
 #[cfg(test)]

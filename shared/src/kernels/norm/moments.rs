@@ -1,6 +1,6 @@
 //! Mean and variance in one pass over memory.
 
-use crate::kernels::real::{self, Real};
+use crate::kernels::real::Real;
 
 /// Elements whose moments are taken at once: they stay in the first-level cache for the second look.
 const PIECE: usize = 2048;
@@ -15,18 +15,15 @@ pub(super) struct Moments {
 
 impl Moments {
     /// The moments of `row`.
-    #[inline(always)]
     pub(super) fn of<T: Real>(row: &[T]) -> Self {
         row.chunks(PIECE).map(Self::of_piece).fold(Self::default(), Self::merge)
     }
 
-    #[inline(always)]
     fn of_piece<T: Real>(piece: &[T]) -> Self {
         let count = piece.len() as f64;
-        let [sum] = real::sums(piece, |x| [x]);
         // The rounded mean is only a pivot: what it misses is added back.
-        let pivot = T::from_f64(sum / count);
-        let [sum, squares] = real::sums(piece, |x| [x - pivot, (x - pivot) * (x - pivot)]);
+        let pivot = T::from_f64(T::sum(piece) / count);
+        let [sum, squares] = T::sums(piece, pivot, piece, pivot);
         let mean = pivot.to_f64() + sum / count;
         Self { count, mean, deviation: (squares - sum * sum / count).max(0.0) }
     }

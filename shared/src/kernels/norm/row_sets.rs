@@ -8,16 +8,17 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, b
 
 use super::moments::Moments;
 use crate::kernels::parallel;
-use crate::kernels::real::{self, Real};
+use crate::kernels::real::Real;
 use crate::kernels::rows::{Rows, contiguous_rows};
+use crate::kernels::vectorised::vectorised;
 
 /// Which rows of a `[B, C, ..]` tensor are normalised together. Row `b C + c` holds channel `c` of
 /// batch item `b`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowSets {
     channels: usize,
-    rows: usize,
     sets: usize,
+    rows_per_set: usize,
     /// Distance between the first rows of neighbouring sets.
     set_stride: usize,
     /// Distance between neighbouring rows of a set.
@@ -27,17 +28,20 @@ pub(super) struct RowSets {
 impl RowSets {
     /// A set for each channel.
     pub(super) fn channels(batch: usize, channels: usize) -> Self {
-        let rows = batch * channels;
-        Self { channels, rows, sets: channels, set_stride: 1, row_stride: channels }
+        Self { channels, sets: channels, rows_per_set: batch, set_stride: 1, row_stride: channels }
     }
 
     fn set_of(&self, row: usize) -> usize {
         row / self.set_stride % self.sets
     }
 
-    fn rows_of(&self, set: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+    fn channel_of(&self, row: usize) -> usize {
+        row % self.channels
+    }
+
+    fn rows_of(&self, set: usize) -> impl Iterator<Item = usize> + use<> {
         let (first, step) = (set * self.set_stride, self.row_stride);
-        (0..self.rows / self.sets).map(move |row| first + row * step)
+        (0..self.rows_per_set).map(move |row| first + row * step)
     }
 }
 
@@ -56,7 +60,7 @@ pub(super) enum Source {
     Given(Statistics),
 }
 
-/// Normalises sets of rows of `x [B, C, ..]`, then applies `weight [C]` and `bias [C]`.
+/// The operation that normalises sets of rows of `x [B, C, ..]`, then applies `weight [C]` and `bias [C]`.
 pub(super) struct Normalise {
     pub(super) sets: RowSets,
     pub(super) eps: f64,
@@ -110,40 +114,35 @@ impl CustomOp3 for Normalise {
 
 impl Normalise {
     fn forward<T: Real>(&self, x: &Rows<'_, T>, weight: &[T], bias: &[T]) -> Vec<T> {
-        let work = |set, y: Vec<&mut [MaybeUninit<T>]>| {
-            let rows = self.sets.rows_of(set);
-            let (mean, variance) = match &self.source {
-                Source::Given(statistics) => (statistics.mean[set], statistics.variance[set]),
-                Source::Input(_) => {
-                    let moments = rows.clone().map(|row| Moments::of(x.row(row)));
-                    let moments = moments.fold(Moments::default(), Moments::merge);
-                    (moments.mean, moments.variance())
-                }
-            };
-            let inverse_std = 1.0 / (variance + self.eps).sqrt();
-            let (pivot, rest) = split(mean);
-            for (row, y) in rows.zip(y) {
-                let channel = row % self.sets.channels;
-                let scale = weight[channel].to_f64() * inverse_std;
-                let shift = T::from_f64(bias[channel].to_f64() - rest * scale);
-                let scale = T::from_f64(scale);
-                for (y, &x) in y.iter_mut().zip(x.row(row)) {
-                    y.write((x - pivot) * scale + shift);
-                }
-            }
-            (mean, variance)
+        let statistics = match &self.source {
+            Source::Given(statistics) => statistics,
+            Source::Input(cell) => cell.get_or_init(|| self.statistics(x)),
         };
-        let RowSets { rows, sets, .. } = self.sets;
-        // SAFETY: `work` writes every row of its set, and `y` and `x` have rows of one length.
-        let (y, statistics) = unsafe {
-            parallel::write_row_sets(rows, x.len(), sets, |row| self.sets.set_of(row), work)
+        let inverse_std = self.inverse_std(statistics);
+        let work = |row, y: &mut [_]| {
+            let (set, channel) = (self.sets.set_of(row), self.sets.channel_of(row));
+            let (pivot, rest) = split(statistics.mean[set]);
+            let scale = weight[channel].to_f64() * inverse_std[set];
+            let shift = bias[channel].to_f64() - rest * scale;
+            scale_row(x.row(row), pivot, T::from_f64(scale), T::from_f64(shift), y);
         };
-        if let Source::Input(cell) = &self.source {
-            let (mean, variance) = statistics.into_iter().unzip();
-            // An operation runs forward once; a second run would find the same numbers.
-            let _ = cell.set(Statistics { mean, variance });
-        }
-        y
+        // SAFETY: `scale_row` writes its whole row.
+        unsafe { parallel::write_rows(x.count(), x.len(), work) }
+    }
+
+    fn statistics<T: Real>(&self, x: &Rows<'_, T>) -> Statistics {
+        let moments = parallel::map_rows(x.count(), x.len(), |row| Moments::of(x.row(row)));
+        let sets = (0..self.sets.sets).map(|set| {
+            let rows = self.sets.rows_of(set).map(|row| moments[row]);
+            let moments = rows.fold(Moments::default(), Moments::merge);
+            (moments.mean, moments.variance())
+        });
+        let (mean, variance) = sets.unzip();
+        Statistics { mean, variance }
+    }
+
+    fn inverse_std(&self, statistics: &Statistics) -> Vec<f64> {
+        statistics.variance.iter().map(|variance| 1.0 / (variance + self.eps).sqrt()).collect()
     }
 
     /// With `x^ = (x - mean) / std` and `g = weight dy`, over the `N` elements of a set:
@@ -156,82 +155,105 @@ impl Normalise {
         bias: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (statistics, through) = match &self.source {
-            Source::Given(statistics) => (statistics, false),
+        let statistics = match &self.source {
+            Source::Given(statistics) => statistics,
             Source::Input(cell) => match cell.get() {
-                Some(statistics) => (statistics, true),
+                Some(statistics) => statistics,
                 None => bail!("the backward pass of a normalisation came before its forward pass"),
             },
         };
-        let (dx, row_sums) = Rows::<T>::of(x, 2, |x| {
+        let (dx, sums) = Rows::<T>::of(x, 2, |x| {
             Rows::<T>::of(dy, 2, |dy| {
                 Rows::<T>::of(weight, 0, |weight| {
-                    Ok(self.input_gradient(&x, &dy, weight.row(0), statistics, through))
+                    let sums = self.row_sums(&x, &dy, statistics);
+                    Ok((self.input_gradient(&x, &dy, weight.row(0), statistics, &sums), sums))
                 })
             })
         })?;
-        let channels = self.sets.channels;
-        let mut channel_sums = [vec![0.0; channels], vec![0.0; channels]];
-        for (set, sums) in row_sums.iter().enumerate() {
-            for (row, sums) in self.sets.rows_of(set).zip(sums) {
-                channel_sums[0][row % channels] += sums[0];
-                channel_sums[1][row % channels] += sums[1];
+        let vector = |of: &Tensor, which: usize| -> Result<Option<Tensor>> {
+            let mut channels = vec![0.0; self.sets.channels];
+            for (row, sums) in sums.iter().enumerate() {
+                channels[self.sets.channel_of(row)] += sums[which];
             }
-        }
-        let [sum, sum_of_products] = channel_sums;
-        let vector = |of: &Tensor, sums: Vec<f64>| -> Result<Option<Tensor>> {
-            let sums: Vec<T> = sums.into_iter().map(T::from_f64).collect();
-            of.track_op().then(|| Tensor::from_vec(sums, channels, of.device())).transpose()
+            let channels: Vec<T> = channels.into_iter().map(T::from_f64).collect();
+            of.track_op().then(|| Tensor::from_vec(channels, of.shape(), of.device())).transpose()
         };
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
-        Ok((Some(dx), vector(weight, sum_of_products)?, vector(bias, sum)?))
+        Ok((Some(dx), vector(weight, 1)?, vector(bias, 0)?))
     }
 
-    /// The gradient of the input, and for each row of each set `[sum(dy), sum(dy x^)]`.
+    /// `[sum(dy), sum(dy x^)]` of each row.
+    fn row_sums<T: Real>(
+        &self,
+        x: &Rows<'_, T>,
+        dy: &Rows<'_, T>,
+        statistics: &Statistics,
+    ) -> Vec<[f64; 2]> {
+        let inverse_std = self.inverse_std(statistics);
+        parallel::map_rows(x.count(), x.len(), |row| {
+            let set = self.sets.set_of(row);
+            let (pivot, rest) = split(statistics.mean[set]);
+            let [sum, product] = T::sums(x.row(row), pivot, dy.row(row), T::zero());
+            [sum, (product - rest * sum) * inverse_std[set]]
+        })
+    }
+
     fn input_gradient<T: Real>(
         &self,
         x: &Rows<'_, T>,
         dy: &Rows<'_, T>,
         weight: &[T],
         statistics: &Statistics,
-        through: bool,
-    ) -> (Vec<T>, Vec<Vec<[f64; 2]>>) {
-        let work = |set: usize, dx: Vec<&mut [MaybeUninit<T>]>| {
-            let rows = self.sets.rows_of(set);
-            let weight_of = |row: usize| weight[row % self.sets.channels].to_f64();
-            let inverse_std = 1.0 / (statistics.variance[set] + self.eps).sqrt();
-            let (pivot, rest) = split::<T>(statistics.mean[set]);
-            let row_sums: Vec<[f64; 2]> = rows
-                .clone()
-                .map(|row| {
-                    let [sum, product] = real::sums_of_pairs(x.row(row), dy.row(row), |x, dy| {
-                        [dy, dy * (x - pivot)]
-                    });
-                    [sum, (product - rest * sum) * inverse_std]
-                })
-                .collect();
-            let mut means = [0.0; 2];
-            if through {
-                for (row, sums) in rows.clone().zip(&row_sums) {
-                    means[0] += weight_of(row) * sums[0];
-                    means[1] += weight_of(row) * sums[1];
-                }
-                means = means.map(|sum| sum / (dx.len() * x.len()) as f64);
+        sums: &[[f64; 2]],
+    ) -> Vec<T> {
+        let inverse_std = self.inverse_std(statistics);
+        let weight_of = |row| weight[self.sets.channel_of(row)].to_f64();
+        // Means over each set of `g` and of `g x^`.
+        let means: Vec<[f64; 2]> = match self.source {
+            Source::Given(_) => vec![[0.0; 2]; self.sets.sets],
+            Source::Input(_) => {
+                let count = (self.sets.rows_per_set * x.len()) as f64;
+                let mean = |set, which: usize| {
+                    let rows = self.sets.rows_of(set);
+                    rows.map(|row| weight_of(row) * sums[row][which]).sum::<f64>() / count
+                };
+                (0..self.sets.sets).map(|set| [mean(set, 0), mean(set, 1)]).collect()
             }
-            let slope = means[1] * inverse_std * inverse_std;
-            let shift = T::from_f64(means[0] * inverse_std - rest * slope);
-            let slope = T::from_f64(slope);
-            for (row, dx) in rows.zip(dx) {
-                let scale = T::from_f64(weight_of(row) * inverse_std);
-                for ((dx, &x), &dy) in dx.iter_mut().zip(x.row(row)).zip(dy.row(row)) {
-                    dx.write(dy * scale - shift - (x - pivot) * slope);
-                }
-            }
-            row_sums
         };
-        let RowSets { rows, sets, .. } = self.sets;
-        // SAFETY: `work` writes every row of its set; `dx`, `x` and `dy` have rows of one length.
-        unsafe { parallel::write_row_sets(rows, x.len(), sets, |row| self.sets.set_of(row), work) }
+        let work = |row, dx: &mut [_]| {
+            let set = self.sets.set_of(row);
+            let (pivot, rest) = split(statistics.mean[set]);
+            let scale = weight_of(row) * inverse_std[set];
+            let slope = means[set][1] * inverse_std[set] * inverse_std[set];
+            let shift = means[set][0] * inverse_std[set] - rest * slope;
+            let factors = [scale, shift, slope].map(T::from_f64);
+            gradient_row(x.row(row), pivot, dy.row(row), factors, dx);
+        };
+        // SAFETY: `gradient_row` writes its whole row.
+        unsafe { parallel::write_rows(x.count(), x.len(), work) }
+    }
+}
+
+vectorised! {
+    /// Writes all of `y = (x - pivot) scale + shift`.
+    fn scale_row<T: Real>(x: &[T], pivot: T, scale: T, shift: T, y: &mut [MaybeUninit<T>]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            y.write((x - pivot) * scale + shift);
+        }
+    }
+
+    /// Writes all of `dx = dy scale - shift - (x - pivot) slope`.
+    fn gradient_row<T: Real>(
+        x: &[T],
+        pivot: T,
+        dy: &[T],
+        factors: [T; 3],
+        dx: &mut [MaybeUninit<T>],
+    ) {
+        let [scale, shift, slope] = factors;
+        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+            dx.write(dy * scale - shift - (x - pivot) * slope);
+        }
     }
 }
 
