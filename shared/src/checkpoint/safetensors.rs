@@ -67,8 +67,11 @@ pub fn write(
     file.finish()
 }
 
-/// The checkpoint in a safetensors file's `bytes`; `path` is for messages.
-pub(super) fn read_bytes(bytes: &[u8], path: &Path, limits: &Limits) -> Result<Checkpoint> {
+/// Returns the tensors and metadata in the `bytes` of a safetensors file; `path` is for messages.
+///
+/// # Errors
+/// As [`read`], without [`Error::Io`].
+pub fn read_bytes(bytes: &[u8], path: &Path, limits: &Limits) -> Result<Checkpoint> {
     let (header, data) = parse_header(bytes, path, limits)?;
     let mut tensors = BTreeMap::new();
     for (name, info) in header.tensors() {

@@ -1,0 +1,177 @@
+//! The files that the authors publish: a supernet's weights, and the batch norms of one subnet.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use shared::checkpoint::{self, Checkpoint, LoadReport, Value};
+use shared::limits::Limits;
+use shared::nn::Weights;
+use shared::{Error, Result};
+
+use crate::architecture::{Architecture, NetworkConfig};
+use crate::supernet::Supernet;
+
+/// A subnet put together from published files.
+pub struct PublishedSubnet {
+    /// Its size.
+    pub config: NetworkConfig,
+    /// Its tensors, under the names of [`crate::Subnet`].
+    pub tensors: BTreeMap<String, Tensor>,
+    /// What the files say besides, e.g. the error rates that the authors measured.
+    pub results: serde_json::Map<String, serde_json::Value>,
+    /// What was left out of the files, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// The supernet in a `.torchparams` file: its size, which is read off the tensors, and its
+/// tensors, frozen. The training head and the tables of the front-end are left out.
+///
+/// # Errors
+/// [`Error::Checkpoint`] when the file cannot be read or holds no such network; [`Error::Tensors`]
+/// when tensors are missing, unexpected or of another shape.
+pub fn read_supernet(path: &Path, limits: &Limits, device: &Device) -> Result<Supernet> {
+    let checkpoint = checkpoint::read(path, limits)?;
+    let tensors = named_like(&checkpoint, "layer1.conv.conv.weight", path)?;
+    let config = size_of(&tensors, path)?;
+    let weights = Weights::loaded(tensors, path, false, DType::F32, device);
+    let supernet = Supernet::new(config, &weights)?;
+    weights.check(false)?;
+    Ok(supernet)
+}
+
+/// The subnet whose architecture and batch norms stand in the `.bn.tar` file `batch_norms`, with
+/// all other weights from the supernet's `.torchparams` file.
+///
+/// # Errors
+/// As [`read_supernet`]; also when the batch norms are not exactly those of the subnet.
+pub fn read_subnet(
+    supernet: &Path,
+    batch_norms: &Path,
+    limits: &Limits,
+    device: &Device,
+) -> Result<PublishedSubnet> {
+    let full = read_supernet(supernet, limits, device)?;
+    let checkpoint = checkpoint::read(batch_norms, limits)?;
+    let architecture = architecture_of(&checkpoint.values, batch_norms)?;
+    let (config, mut tensors) = full.materialise(&architecture)?;
+    let entries = named_like(&checkpoint, "layer1.bn.weight", batch_norms)?;
+    replace_batch_norms(&mut tensors, entries, batch_norms)?;
+    let mut results = match checkpoint.values.to_json() {
+        serde_json::Value::Object(entries) => entries,
+        _ => serde_json::Map::new(),
+    };
+    results.retain(|key, _| !["subnet", "bn"].contains(&key.as_str()));
+    Ok(PublishedSubnet { config, tensors, results, notes: checkpoint.notes })
+}
+
+/// The tensors beside the one whose name ends in `known`, without what stands before it: wrappers
+/// around the network (`module.`, `__S__.`) and dictionaries in the file.
+fn named_like(
+    checkpoint: &Checkpoint,
+    known: &str,
+    path: &Path,
+) -> Result<BTreeMap<String, Tensor>> {
+    let prefixes: Vec<&str> = checkpoint
+        .tensors
+        .keys()
+        .filter_map(|name| name.strip_suffix(known))
+        .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+        .collect();
+    let [prefix] = prefixes.as_slice() else {
+        return Err(Error::checkpoint(
+            path,
+            format!(
+                "expected one tensor named {known}, with or without a prefix, found {}",
+                prefixes.len()
+            ),
+        ));
+    };
+    let strip = |(name, tensor): (&String, &Tensor)| {
+        Some((name.strip_prefix(prefix)?.to_string(), tensor.clone()))
+    };
+    Ok(checkpoint.tensors.iter().filter_map(strip).collect())
+}
+
+/// The size of the supernet that has `tensors`.
+fn size_of(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<NetworkConfig> {
+    let dims = |name: &str| {
+        tensors.get(name).map(Tensor::dims).ok_or_else(|| {
+            Error::checkpoint(path, format!("tensor {name} of the supernet is missing"))
+        })
+    };
+    let convolution = |name: &str| match dims(name)? {
+        &[output, input, kernel] => Ok([output, input, kernel]),
+        other => Err(Error::shape(format!("{}: {name}", path.display()), "[O, I, K]", other)),
+    };
+    let [trunk, features, stem_kernel] = convolution("layer1.conv.conv.weight")?;
+    let (mut widths, mut kernels) = (vec![trunk], vec![stem_kernel]);
+    while let Some(i) = Some(widths.len() - 1)
+        .filter(|i| tensors.contains_key(&format!("blocks.{i}.first_conv.conv.conv.weight")))
+    {
+        let [mid, ..] = convolution(&format!("blocks.{i}.first_conv.conv.conv.weight"))?;
+        let [.., kernel] = convolution(&format!("blocks.{i}.resconv.convs.0.conv.conv.weight"))?;
+        widths.push(mid);
+        kernels.push(kernel);
+    }
+    let [cat, ..] = convolution("catconv.conv.weight")?;
+    let embedding = dims("linear.linear.bias")?.iter().product();
+    let architecture = Architecture::new(&widths, &kernels, cat)
+        .map_err(|error| Error::checkpoint(path, error.to_string()))?;
+    Ok(NetworkConfig { features, embedding, architecture })
+}
+
+/// The entry `subnet`: (depth, widths, kernels, cat).
+fn architecture_of(values: &Value, path: &Path) -> Result<Architecture> {
+    let wrong =
+        || Error::checkpoint(path, "expected an entry `subnet` of (depth, widths, kernels, cat)");
+    let number = |value: &Value| usize::try_from(value.as_i64()?).ok();
+    let numbers =
+        |value: &Value| -> Option<Vec<usize>> { value.as_items()?.iter().map(number).collect() };
+    let parts = values.get("subnet").and_then(Value::as_items).ok_or_else(wrong)?;
+    let [depth, widths, kernels, cat] = parts else { return Err(wrong()) };
+    let architecture = Architecture::new(
+        &numbers(widths).ok_or_else(wrong)?,
+        &numbers(kernels).ok_or_else(wrong)?,
+        number(cat).ok_or_else(wrong)?,
+    )?;
+    match number(depth) == Some(architecture.depth()) {
+        true => Ok(architecture),
+        false => Err(wrong()),
+    }
+}
+
+/// Puts `entries` in the place of all batch-norm tensors.
+fn replace_batch_norms(
+    tensors: &mut BTreeMap<String, Tensor>,
+    mut entries: BTreeMap<String, Tensor>,
+    path: &Path,
+) -> Result<()> {
+    let norms: Vec<String> = tensors
+        .keys()
+        .filter_map(|name| name.strip_suffix(".running_mean"))
+        .map(str::to_string)
+        .collect();
+    let mut report = LoadReport::default();
+    for norm in norms {
+        for part in ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"] {
+            let name = format!("{norm}.{part}");
+            let Some(own) = tensors.get_mut(&name) else { continue };
+            match entries.remove(&name) {
+                None => report.missing.push(name),
+                Some(entry) if entry.dims() != own.dims() => {
+                    report.misshapen.push((name, own.dims().to_vec(), entry.dims().to_vec()));
+                }
+                Some(entry) => {
+                    *own = entry.to_device(own.device())?.to_dtype(own.dtype())?;
+                    report.loaded.push(name);
+                }
+            }
+        }
+    }
+    report.unexpected = entries.into_keys().collect();
+    if report.fits(false) {
+        return Ok(());
+    }
+    Err(Error::Tensors { path: path.to_path_buf(), report: report.to_string() })
+}
