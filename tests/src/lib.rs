@@ -1,1 +1,3 @@
 //! Helpers of the end-to-end and golden tests.
+
+pub mod golden;
