@@ -211,7 +211,7 @@ impl Plot {
         }
         let longest =
             named.iter().map(|(_, series)| series.name.chars().count()).max().unwrap_or(0);
-        let width = 44.0 + CHARACTER * longest as f64;
+        let width = 52.0 + CHARACTER * longest as f64;
         let height = LINE * named.len() as f64 + 10.0;
         let inset = 10.0;
         let corners = [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)].map(|(right, up)| {

@@ -111,7 +111,13 @@ impl Kind {
         };
         match self {
             Self::Log => {
-                let (low, high) = if exact { (low, high) } else { (low.floor(), high.ceil()) };
+                let (low, high) = if exact {
+                    (low, high)
+                } else {
+                    // To the next 1, 2 or 5 times a power of ten.
+                    let beyond = |place: f64| nice_step(10f64.powf(place)).log10();
+                    (-beyond(-low), beyond(high))
+                };
                 // Few decades leave room for 2 and 5 between the powers of ten.
                 let digits: &[f64] = if high - low <= 3.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
                 let every = ((high - low) / 8.0).ceil().max(1.0) as usize;
@@ -136,7 +142,7 @@ impl Kind {
                 Scale { kind: self.clone(), low, high, ticks }
             }
             Self::Linear | Self::Categories(_) => {
-                let step = nice_step((high - low) / 6.0);
+                let step = nice_step((high - low) / 7.0);
                 let (low, high) = if exact {
                     (low, high)
                 } else {
@@ -221,7 +227,7 @@ mod tests {
         assert_eq!(labels(&linear(0.0, 10.0)), ["0", "2", "4", "6", "8", "10"]);
         assert_eq!(
             labels(&linear(-0.013, 0.021)),
-            ["-0.02", "-0.01", "0.00", "0.01", "0.02", "0.03"]
+            ["-0.015", "-0.010", "-0.005", "0.000", "0.005", "0.010", "0.015", "0.020", "0.025"]
         );
         assert_eq!(labels(&linear(7.0, 7.0)), ["6.4", "6.6", "6.8", "7.0", "7.2", "7.4", "7.6"]);
         assert_eq!(
@@ -229,7 +235,7 @@ mod tests {
             ["0e0", "5e8", "1e9", "1.5e9", "2e9", "2.5e9", "3e9"]
         );
         let log = |low, high| Axis::log("").fit([low, high].into_iter(), false);
-        assert_eq!(labels(&log(0.02, 0.7)), ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]);
+        assert_eq!(labels(&log(0.02, 0.7)), ["0.02", "0.05", "0.1", "0.2", "0.5", "1"]);
         assert_eq!(labels(&log(1e-8, 1.0)).len(), 9);
         let probit = Axis::probit("").range(0.001, 0.5).fit(std::iter::empty(), false);
         assert_eq!(labels(&probit), ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "40"]);
