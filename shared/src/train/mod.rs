@@ -1,12 +1,21 @@
 //! Optimisers, schedules, logs and the training loop.
 
 mod elements;
+mod ema;
 mod gradients;
+mod interrupt;
+mod log;
 mod optimiser;
 mod schedule;
+mod tensorboard;
+mod trainer;
 mod update;
 
+pub use ema::Ema;
 pub use gradients::Gradients;
+pub use interrupt::Interrupt;
+pub use log::Logger;
 pub use optimiser::{Group, Optimiser, OptimiserState, Unreached};
-pub use schedule::{Anneal, CyclicMode, Schedule};
+pub use schedule::{Anneal, CyclicMode, Schedule, Stage};
+pub use trainer::{Evaluation, StepOutcome, Task, Trainer, TrainerConfig};
 pub use update::{AdamConfig, Rule, SgdConfig};

@@ -139,7 +139,7 @@ impl Optimiser {
             let name = &slot.parameter.name;
             state.steps.insert(name.clone(), slot.steps);
             for (moment, var) in self.rule.state_names().iter().zip(&slot.state) {
-                state.tensors.insert(format!("{moment}.{name}"), var.as_tensor().copy()?);
+                state.tensors.insert(format!("{moment}.{name}"), var.as_tensor().copy()?.detach());
             }
         }
         Ok(state)
@@ -225,7 +225,7 @@ impl Slot {
             return Err(Error::shape(name, format!("{:?}", var.dims()), tensor.dims()));
         }
         let tensor = tensor.to_device(var.device())?.to_dtype(Rule::state_dtype(var.dtype()))?;
-        Ok(Var::from_tensor(&tensor.contiguous()?.copy()?)?)
+        Ok(Var::from_tensor(&tensor.detach())?)
     }
 }
 

@@ -93,6 +93,21 @@ pub enum Schedule {
         #[serde(default = "edge_share")]
         final_share: f64,
     },
+    /// One schedule after the other, each from its own step 0; the last goes on for ever.
+    Sequence {
+        /// The schedules in their order, of which there must be one.
+        stages: Vec<Stage>,
+    },
+}
+
+/// A part of [`Schedule::Sequence`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// How many steps the part takes.
+    pub steps: u64,
+    /// Its learning rates.
+    pub schedule: Schedule,
 }
 
 /// How the cycles of [`Schedule::Cyclic`] change.
@@ -212,6 +227,17 @@ impl Schedule {
                 let share = decayed.min(decay_steps) as f64 / decay_steps.max(1) as f64;
                 peak_lr * final_share.powf(share)
             }
+            Self::Sequence { ref stages } => {
+                let mut step = step;
+                let mut stages = stages.iter().peekable();
+                while let Some(stage) = stages.next() {
+                    if step < stage.steps || stages.peek().is_none() {
+                        return stage.schedule.lr(step);
+                    }
+                    step -= stage.steps;
+                }
+                0.0
+            }
         }
     }
 
@@ -229,6 +255,7 @@ impl Schedule {
             Self::Cyclic { base_lr, peak_lr, .. } => &[("base_lr", base_lr), ("peak_lr", peak_lr)],
             Self::OneCycle { peak_lr, .. } => &[("peak_lr", peak_lr)],
             Self::TriStage { peak_lr, .. } => &[("peak_lr", peak_lr)],
+            Self::Sequence { .. } => &[],
         };
         let bad = |name: &str, range: &str| {
             Err(Error::Argument(format!("schedule: {name} must be {range}")))
@@ -266,6 +293,12 @@ impl Schedule {
                     return bad("start_share and final_share", "above 0 and at most 1");
                 }
             }
+            Self::Sequence { ref stages } => {
+                if stages.is_empty() {
+                    return bad("stages", "at least one");
+                }
+                stages.iter().try_for_each(|stage| stage.schedule.validate())?;
+            }
         }
         Ok(())
     }
@@ -291,6 +324,8 @@ fn warmup(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn parse(json: &str) -> Schedule {
@@ -393,6 +428,13 @@ mod tests {
                     "rise_share": 0.5, "start_divisor": 10, "final_divisor": 1}"#,
                 vec![(0, 0.1), (5, 1.0), (8, 0.55), (11, 0.1), (50, 0.1)],
             ),
+            (
+                r#"{"kind": "sequence", "stages": [
+                    {"steps": 3, "schedule": {"kind": "constant", "lr": 0.5}},
+                    {"steps": 4, "schedule": {"kind": "linear", "peak_lr": 1, "total_steps": 4}},
+                    {"steps": 10, "schedule": {"kind": "constant", "lr": 0.25}}]}"#,
+                vec![(0, 0.5), (2, 0.5), (3, 1.0), (5, 0.5), (7, 0.25), (1000, 0.25)],
+            ),
         ];
         for (json, landmarks) in cases {
             let schedule = parse(json);
@@ -408,6 +450,7 @@ mod tests {
     #[test]
     fn settings_outside_their_domain_and_unknown_settings_are_refused() {
         for json in [
+            r#"{"kind": "sequence", "stages": []}"#,
             r#"{"kind": "constant", "lr": -1}"#,
             r#"{"kind": "warmup_cosine", "peak_lr": 1, "warmup_steps": 10, "total_steps": 10}"#,
             r#"{"kind": "linear", "peak_lr": 1, "total_steps": 0}"#,
@@ -420,6 +463,9 @@ mod tests {
                 "hold_steps": 1, "decay_steps": 1, "final_share": 0}"#,
         ] {
             assert!(parse(json).validate().is_err(), "{json}");
+            let nested =
+                json!({"kind": "sequence", "stages": [{"steps": 1, "schedule": parse(json)}]});
+            assert!(parse(&nested.to_string()).validate().is_err(), "{nested}");
         }
         for json in
             [r#"{"kind": "constant", "lr": 1, "gamma": 2}"#, r#"{"lr": 1}"#, r#"{"kind": "step"}"#]
