@@ -4,10 +4,14 @@
 //! the portable reference loops, `bf16` and `f16` are converted to `f32` and back.
 
 pub mod activation;
+pub mod attention;
+pub mod attentive_statistics;
 pub mod conv;
 pub mod linear;
 pub mod norm;
+pub mod pool;
 pub mod softmax;
+pub mod upsample;
 
 #[cfg(test)]
 pub(crate) mod check;

@@ -52,3 +52,29 @@ pub(crate) unsafe fn write_rows<T: Copy + Send>(
     unsafe { buffer.set_len(elements) };
     buffer
 }
+
+/// As [`write_rows`] for two results of the same shape, whose rows `work` writes together.
+///
+/// # Safety
+/// `work` must write every element of both its rows.
+pub(crate) unsafe fn write_row_pairs<T: Copy + Send>(
+    count: usize,
+    len: usize,
+    work: impl Fn(usize, &mut [MaybeUninit<T>], &mut [MaybeUninit<T>]) + Sync,
+) -> [Vec<T>; 2] {
+    let elements = count * len;
+    let mut buffers = [0, 1].map(|_| Vec::with_capacity(elements));
+    let [first, second] = buffers.each_mut().map(|b| &mut b.spare_capacity_mut()[..elements]);
+    let len = len.max(1);
+    if elements < FORK_ELEMENTS {
+        let pairs = first.chunks_exact_mut(len).zip(second.chunks_exact_mut(len));
+        pairs.enumerate().for_each(|(row, (y, z))| work(row, y, z));
+    } else {
+        let pairs = first.par_chunks_exact_mut(len).zip(second.par_chunks_exact_mut(len));
+        let pairs = pairs.with_min_len(FORK_ELEMENTS.div_ceil(len)).enumerate();
+        pairs.for_each(|(row, (y, z))| work(row, y, z));
+    }
+    // SAFETY: the capacities are large enough, and `work` wrote every element.
+    buffers.iter_mut().for_each(|buffer| unsafe { buffer.set_len(elements) });
+    buffers
+}

@@ -1,9 +1,15 @@
 //! The differentiable functions that models and layers are made of.
 
 pub use crate::kernels::activation::{Activation, activate};
+pub use crate::kernels::attention::scaled_dot_product_attention;
+pub use crate::kernels::attentive_statistics::attentive_statistics;
 pub use crate::kernels::conv::{
     ConvOptions, ConvTranspose1dOptions, conv_transpose1d, conv1d, conv2d, conv3d,
 };
 pub use crate::kernels::linear::{linear, matmul};
-pub use crate::kernels::norm::{BatchStatistics, batch_norm_eval, batch_norm_train};
+pub use crate::kernels::norm::{
+    BatchStatistics, batch_norm_eval, batch_norm_train, group_norm, layer_norm,
+};
+pub use crate::kernels::pool::{avg_pool1d, avg_pool2d};
 pub use crate::kernels::softmax::softmax;
+pub use crate::kernels::upsample::upsample_nearest;

@@ -8,5 +8,5 @@ mod weights;
 
 pub use conv::{Conv, Conv1d, Conv2d, Conv3d, ConvTranspose1d};
 pub use linear::Linear;
-pub use norm::BatchNorm1d;
+pub use norm::{BatchNorm1d, GroupNorm, LayerNorm};
 pub use weights::{Init, Parameter, Weights};

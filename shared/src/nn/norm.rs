@@ -3,7 +3,9 @@
 use candle_core::{DType, Tensor, Var};
 
 use super::weights::{Init, Weights};
-use crate::kernels::norm::{BatchStatistics, batch_norm_eval, batch_norm_train};
+use crate::kernels::norm::{
+    BatchStatistics, batch_norm_eval, batch_norm_train, group_norm, layer_norm,
+};
 use crate::{Error, Result};
 
 /// Batch norm of `[B, C]` or `[B, C, T]` with running statistics, as PyTorch's layer of this name.
@@ -82,6 +84,71 @@ impl BatchNorm1d {
         let batches = self.num_batches_tracked.to_scalar::<i64>()? + 1;
         let batches = Tensor::new(batches, self.num_batches_tracked.device())?;
         Ok(self.num_batches_tracked.set(&batches)?)
+    }
+}
+
+/// Layer norm over the last dimension, as PyTorch's layer of this name.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    /// Scale after normalising, `[C]`.
+    pub weight: Tensor,
+    /// Shift after scaling, `[C]`.
+    pub bias: Tensor,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl LayerNorm {
+    /// The layer for `channels` channels; fresh: weight 1, bias 0. PyTorch's default `eps` is 1e-5.
+    ///
+    /// # Errors
+    /// As [`Weights::parameter`].
+    pub fn new(weights: &Weights, channels: usize, eps: f64) -> Result<Self> {
+        let weight = weights.parameter("weight", channels, Init::Constant(1.0))?;
+        let bias = weights.parameter("bias", channels, Init::Constant(0.0))?;
+        Ok(Self { weight, bias, eps })
+    }
+
+    /// The normalised `x [.., C]`.
+    ///
+    /// # Errors
+    /// When the last dimension is not C.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        layer_norm(x, Some(&self.weight), Some(&self.bias), self.eps)
+    }
+}
+
+/// Group norm of `[B, C, ..]`, as PyTorch's layer of this name.
+#[derive(Clone, Debug)]
+pub struct GroupNorm {
+    /// Scale after normalising, `[C]`.
+    pub weight: Tensor,
+    /// Shift after scaling, `[C]`.
+    pub bias: Tensor,
+    /// Number of groups of channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl GroupNorm {
+    /// The layer for `channels` channels in `groups` groups; fresh: weight 1, bias 0. PyTorch's
+    /// default `eps` is 1e-5.
+    ///
+    /// # Errors
+    /// As [`Weights::parameter`].
+    pub fn new(weights: &Weights, groups: usize, channels: usize, eps: f64) -> Result<Self> {
+        let weight = weights.parameter("weight", channels, Init::Constant(1.0))?;
+        let bias = weights.parameter("bias", channels, Init::Constant(0.0))?;
+        Ok(Self { weight, bias, groups, eps })
+    }
+
+    /// The normalised `x [B, C, ..]`.
+    ///
+    /// # Errors
+    /// When `x` has another number of channels, or the groups do not divide it.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        group_norm(x, self.groups, Some(&self.weight), Some(&self.bias), self.eps)
     }
 }
 

@@ -5,7 +5,33 @@
 //! each piece of a row, and the pieces are merged in f64, so that a large mean costs no accuracy.
 
 mod batch;
+mod group;
+mod layer;
 mod moments;
 mod row_sets;
 
 pub use batch::{BatchStatistics, batch_norm_eval, batch_norm_train};
+pub use group::group_norm;
+pub use layer::layer_norm;
+
+use candle_core::Tensor;
+
+use crate::{Error, Result};
+
+/// The vector, or one of constant numbers where there is none, of `channels` elements in the dtype of
+/// `x`, contiguous.
+fn vector(
+    name: &str,
+    vector: Option<&Tensor>,
+    constant: f64,
+    channels: usize,
+    x: &Tensor,
+) -> Result<Tensor> {
+    match vector {
+        Some(vector) if vector.dims() == [channels] => {
+            Ok(vector.to_dtype(x.dtype())?.contiguous()?)
+        }
+        Some(vector) => Err(Error::shape(name, format!("[{channels}]"), vector.dims())),
+        None => Ok(Tensor::full(constant, channels, x.device())?.to_dtype(x.dtype())?),
+    }
+}

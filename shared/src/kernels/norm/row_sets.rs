@@ -31,6 +31,13 @@ impl RowSets {
         Self { channels, sets: channels, rows_per_set: batch, set_stride: 1, row_stride: channels }
     }
 
+    /// A set for each of `groups` groups of channels of each batch item.
+    pub(super) fn groups(batch: usize, channels: usize, groups: usize) -> Self {
+        let size = channels / groups;
+        let sets = batch * groups;
+        Self { channels, sets, rows_per_set: size, set_stride: size, row_stride: 1 }
+    }
+
     fn set_of(&self, row: usize) -> usize {
         row / self.set_stride % self.sets
     }
