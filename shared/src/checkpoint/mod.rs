@@ -16,6 +16,7 @@ mod torch;
 mod value;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -76,17 +77,46 @@ impl Checkpoint {
     }
 }
 
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Safetensors => "safetensors",
+            Self::TorchZip => "PyTorch (zip archive)",
+            Self::TorchStream => "PyTorch (stream, before 1.6)",
+            Self::TorchTar => "PyTorch (tar archive, before 0.1.10)",
+        })
+    }
+}
+
 /// Returns the content of the checkpoint `path`, whatever its name, in any supported [`Format`].
 ///
 /// # Errors
 /// [`Error::Checkpoint`] when the file is in no supported format, truncated or malformed, or when
 /// a tensor's elements would come from an unknown function; [`Error::Limit`]; [`Error::Io`].
 pub fn read(path: &Path, limits: &Limits) -> Result<Checkpoint> {
-    let bytes = FileBytes::open(path, limits)?;
-    match detect(&bytes, path)? {
-        Format::Safetensors => safetensors::read_bytes(&bytes, path, limits),
-        format => torch::read(&bytes, format, path, limits),
+    read_bytes(&FileBytes::open(path, limits)?, path, limits)
+}
+
+/// Returns the content of a checkpoint that is in memory, such as a model that a binary embeds;
+/// `path` stands for it in messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_bytes(bytes: &[u8], path: &Path, limits: &Limits) -> Result<Checkpoint> {
+    match detect(bytes, path)? {
+        Format::Safetensors => safetensors::read_bytes(bytes, path, limits),
+        format => torch::read(bytes, format, path, limits),
     }
+}
+
+/// The beginning of a name out of a file, fit to be shown.
+fn shown(name: &str) -> String {
+    const MAX_CHARS: usize = 80;
+    let mut shown = name.chars().take(MAX_CHARS).collect::<String>().escape_debug().to_string();
+    if name.len() > shown.len() {
+        shown.push_str("..");
+    }
+    shown
 }
 
 /// The format of a file, by its first bytes.

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use crate::limits::Limits;
 use crate::{Error, Result};
 
 /// Most instructions in a stream. A tensor takes about 30, so this is enough for the largest
@@ -64,28 +65,38 @@ pub(super) struct Graph<'a> {
 }
 
 impl<'a> Graph<'a> {
-    /// Runs the stream at the start of `bytes`. Returns the graph and the number of bytes read.
+    /// Runs the stream at the start of `bytes`. Returns the graph and the bytes that follow.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] when the stream is malformed or needs more than a pickle of protocol 2
     /// to 5 may, [`Error::Limit`] when it is too long.
-    pub fn parse(bytes: &'a [u8], path: &Path) -> Result<(Self, usize)> {
-        let mut machine = Machine { bytes, ..Machine::default() };
-        let fail = |at: usize, reason: String| {
-            Error::checkpoint(path, format!("pickle stream, byte {at}: {reason}"))
+    pub fn parse(bytes: &'a [u8], path: &Path, limits: &Limits) -> Result<(Self, &'a [u8])> {
+        let (stream, beyond) = bytes.split_at(bytes.len().min(limits.header_bytes));
+        let above = |quantity, actual: usize, limit: usize| Error::Limit {
+            path: path.to_path_buf(),
+            quantity,
+            actual: actual as u64,
+            limit: limit as u64,
         };
+        let mut machine = Machine { bytes: stream, ..Machine::default() };
         for _ in 0..MAX_INSTRUCTIONS {
             let at = machine.at;
-            if let Some(root) = machine.step().map_err(|reason| fail(at, reason))? {
-                return Ok((Self { nodes: machine.nodes, root }, machine.at));
+            match machine.step() {
+                Ok(None) => {}
+                Ok(Some(root)) => {
+                    let rest = bytes.get(machine.at..).unwrap_or_default();
+                    return Ok((Self { nodes: machine.nodes, root }, rest));
+                }
+                Err(_) if machine.ran_out && !beyond.is_empty() => {
+                    return Err(above("pickle stream in bytes", bytes.len(), limits.header_bytes));
+                }
+                Err(reason) => {
+                    let reason = format!("pickle stream, byte {at}: {reason}");
+                    return Err(Error::checkpoint(path, reason));
+                }
             }
         }
-        Err(Error::Limit {
-            path: path.to_path_buf(),
-            quantity: "number of pickle instructions",
-            actual: MAX_INSTRUCTIONS as u64 + 1,
-            limit: MAX_INSTRUCTIONS as u64,
-        })
+        Err(above("number of pickle instructions", MAX_INSTRUCTIONS + 1, MAX_INSTRUCTIONS))
     }
 
     /// The node `id`.
@@ -149,6 +160,8 @@ type Reason = String;
 struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Whether an instruction needed bytes behind the end.
+    ran_out: bool,
     nodes: Vec<Node<'a>>,
     stack: Vec<Id>,
     /// Heights of the stack at which marks lie.
@@ -364,7 +377,11 @@ impl<'a> Machine<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], Reason> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let taken = rest.get(..length).ok_or_else(|| {
-            format!("{length} bytes are needed, {} are left: truncated", rest.len())
+            self.ran_out = true;
+            format!(
+                "{length} bytes are needed, {} are left: truncated, copy or download it again",
+                rest.len()
+            )
         })?;
         self.at += length;
         Ok(taken)
@@ -391,7 +408,10 @@ impl<'a> Machine<'a> {
 
     fn line(&mut self) -> Result<&'a str, Reason> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let length = rest.iter().position(|&byte| byte == b'\n').ok_or("a name without an end")?;
+        let Some(length) = rest.iter().position(|&byte| byte == b'\n') else {
+            self.ran_out = true;
+            return Err("a name without an end".into());
+        };
         let line = self.take(length)?;
         self.at += 1;
         std::str::from_utf8(line).map_err(|_| "a name that is not UTF-8".into())

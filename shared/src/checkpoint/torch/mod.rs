@@ -12,8 +12,8 @@ use std::path::Path;
 
 use super::pickle::{Graph, Id};
 use super::{Checkpoint, Format};
+use crate::Result;
 use crate::limits::Limits;
-use crate::{Error, Result};
 use storage::View;
 
 pub(super) use archive::MAGIC as ZIP_MAGIC;
@@ -46,20 +46,5 @@ pub(super) fn read(
         Format::TorchZip => zip::read(bytes, path, limits),
         Format::TorchTar => tar::read(bytes, path, limits),
         _ => stream::read(bytes, path, limits),
-    }
-}
-
-/// The graph of the pickle stream at the start of `bytes`, and what follows it.
-fn parse<'a>(bytes: &'a [u8], path: &Path, limits: &Limits) -> Result<(Graph<'a>, &'a [u8])> {
-    let (stream, _) = bytes.split_at(bytes.len().min(limits.header_bytes));
-    match Graph::parse(stream, path) {
-        Ok((graph, length)) => Ok((graph, bytes.get(length..).unwrap_or_default())),
-        Err(Error::Checkpoint { .. }) if stream.len() < bytes.len() => Err(Error::Limit {
-            path: path.to_path_buf(),
-            quantity: "pickle stream in bytes",
-            actual: bytes.len() as u64,
-            limit: limits.header_bytes as u64,
-        }),
-        Err(error) => Err(error),
     }
 }

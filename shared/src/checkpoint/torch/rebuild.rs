@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::super::element::{Element, element_count};
 use super::super::pickle::{Graph, Id, Node};
-use super::super::{Checkpoint, Format, MAX_DIMENSIONS, MAX_TENSORS, Value};
+use super::super::{Checkpoint, Format, MAX_DIMENSIONS, MAX_TENSORS, Value, shown};
 use super::storage::{View, element_of_dtype};
 use super::{Container, Outside};
 use crate::limits::Limits;
@@ -22,9 +22,6 @@ const MAX_NAME_BYTES: usize = 1024;
 /// Bytes of tensors that a small file may describe, and how many times its own size a larger one
 /// may: tensors can share a storage, and repeat its elements with strides of 0.
 const MAX_EXPANSION: (u64, u64) = (64 << 20, 8);
-
-/// Most characters of a key that a message shows.
-const MAX_LABEL_CHARS: usize = 80;
 
 /// Name of a tensor that was saved alone.
 const LONE_TENSOR: &str = "tensor";
@@ -61,7 +58,7 @@ pub(super) fn rebuild<'a>(
     };
     let values = rebuilder.value(graph.root)?;
     let mut tensors = BTreeMap::new();
-    rebuilder.collect(&values, String::new(), &mut tensors)?;
+    rebuilder.collect(&values, &mut vec![], &mut tensors)?;
     Ok(Checkpoint { format, tensors, values, metadata: BTreeMap::new(), notes: rebuilder.notes() })
 }
 
@@ -95,6 +92,12 @@ impl Budget {
 #[derive(Clone, Copy)]
 enum Step {
     Key(Id),
+    Index(usize),
+}
+
+/// A part of a tensor's name.
+enum Part<'v> {
+    Key(&'v Value),
     Index(usize),
 }
 
@@ -182,8 +185,7 @@ impl<'a> Rebuilder<'_, 'a> {
             if let Some(name) = self.graph.text(key)
                 && !names.insert(name)
             {
-                let name: String = name.chars().take(MAX_LABEL_CHARS).collect();
-                return Err(self.fail(format!("the key {name:?} occurs twice")));
+                return Err(self.fail(format!("the key {} occurs twice", shown(name))));
             }
             let value = self.inside(Step::Key(key), value)?;
             read.push((self.inside(Step::Key(key), key)?, value));
@@ -230,8 +232,10 @@ impl<'a> Rebuilder<'_, 'a> {
             ("_codecs", "encode") => {
                 let text = argument(0).and_then(|text| graph.text(text)).unwrap_or_default();
                 self.spend_value(text.len())?;
-                let bytes = text.chars().map(|character| u8::try_from(character).ok());
-                Ok(bytes.collect::<Option<_>>().map_or(Value::None, Value::Bytes))
+                match text.chars().map(|it| u8::try_from(it).ok()).collect() {
+                    Some(bytes) => Ok(Value::Bytes(bytes)),
+                    None => self.foreign("a text that is no bytes", id),
+                }
             }
             (module, name) => self.foreign(&format!("{module}.{name}"), id),
         }
@@ -285,7 +289,7 @@ impl<'a> Rebuilder<'_, 'a> {
                 self.tensor_of(argument(0)?, inner, wrappers + 1)
             }
             ("torch._utils", name) if name.starts_with("_rebuild_") => {
-                Ok(Made::Unsupported(format!("torch._utils.{name}")))
+                Ok(Made::Unsupported(format!("torch._utils.{}", shown(name))))
             }
             _ => Ok(Made::Other),
         }
@@ -317,7 +321,7 @@ impl<'a> Rebuilder<'_, 'a> {
             match self.global(dtype) {
                 Some(("torch", name)) => match element_of_dtype(name) {
                     Some(element) => storage.element = element,
-                    None => return Ok(Made::Unsupported(format!("torch.{name}"))),
+                    None => return Ok(Made::Unsupported(format!("torch.{}", shown(name)))),
                 },
                 _ => return Err(self.fail("a tensor without a dtype")),
             }
@@ -436,47 +440,62 @@ impl<'a> Rebuilder<'_, 'a> {
         count
     }
 
-    /// Gathers the tensors in `value`, which is called `name`, under their dotted names.
-    fn collect(
+    /// Gathers the tensors in `value`, which is reached through `trail`, under their dotted names.
+    fn collect<'v>(
         &self,
-        value: &Value,
-        name: String,
+        value: &'v Value,
+        trail: &mut Vec<Part<'v>>,
         tensors: &mut BTreeMap<String, Tensor>,
     ) -> Result<()> {
-        let join = |part: String| if name.is_empty() { part } else { format!("{name}.{part}") };
-        if name.len() > MAX_NAME_BYTES {
-            let reason = format!("a tensor's name is longer than {MAX_NAME_BYTES} bytes");
-            return Err(Error::checkpoint(self.path, reason));
-        }
+        let mut inside = |part, value| {
+            trail.push(part);
+            let done = self.collect(value, trail, tensors);
+            trail.pop();
+            done
+        };
         match value {
-            Value::Tensor(tensor) => {
-                let name = if name.is_empty() { LONE_TENSOR.to_string() } else { name };
-                if tensors.contains_key(&name) {
-                    let reason = format!("two tensors are called {name:?}");
-                    return Err(Error::checkpoint(self.path, reason));
-                }
-                tensors.insert(name, tensor.clone());
-            }
             Value::List(items) | Value::Tuple(items) => {
-                for (index, item) in items.iter().enumerate().filter(|(_, it)| it.has_tensors()) {
-                    self.collect(item, join(index.to_string()), tensors)?;
-                }
+                items.iter().enumerate().try_for_each(|(at, item)| inside(Part::Index(at), item))
             }
             Value::Dict(entries) => {
-                for (key, value) in entries.iter().filter(|(_, value)| value.has_tensors()) {
-                    self.collect(value, join(key.label()), tensors)?;
-                }
+                entries.iter().try_for_each(|(key, value)| inside(Part::Key(key), value))
             }
-            _ => {}
+            Value::Tensor(tensor) => {
+                let name = self.name(trail)?;
+                if tensors.insert(name.clone(), tensor.clone()).is_some() {
+                    let reason = format!("two tensors are called {}", shown(&name));
+                    return Err(Error::checkpoint(self.path, reason));
+                }
+                Ok(())
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The dotted name of what `trail` leads to.
+    fn name(&self, trail: &[Part<'_>]) -> Result<String> {
+        let mut name = String::new();
+        for part in trail {
+            if !name.is_empty() {
+                name.push('.');
+            }
+            match part {
+                Part::Index(index) => name += &index.to_string(),
+                Part::Key(key) => name += &key.label(),
+            }
+            if name.len() > MAX_NAME_BYTES {
+                let reason = format!("a tensor's name is longer than {MAX_NAME_BYTES} bytes");
+                return Err(Error::checkpoint(self.path, reason));
+            }
+        }
+        Ok(if name.is_empty() { LONE_TENSOR.to_string() } else { name })
     }
 
     fn notes(self) -> Vec<String> {
         let skipped = self.skipped.into_iter().map(|(class, Skipped { count, place, tensors })| {
             let inside =
                 if tensors > 0 { format!(", with {tensors} tensors") } else { String::new() };
-            format!("left out {class}: {count} in all, the first at {place}{inside}")
+            format!("left out {}: {count} in all, the first at {place}{inside}", shown(&class))
         });
         let notes = self.notes.into_iter().map(|(note, place)| format!("{note}, first {place}"));
         skipped.chain(notes).collect()
@@ -494,7 +513,7 @@ impl<'a> Rebuilder<'_, 'a> {
         let label = |step: &Step| match *step {
             Step::Index(index) => index.to_string(),
             Step::Key(id) => match self.graph.node(id) {
-                Node::Text(text) => text.chars().take(MAX_LABEL_CHARS).collect(),
+                Node::Text(text) => shown(text),
                 Node::Int(value) => value.to_string(),
                 _ => "?".into(),
             },

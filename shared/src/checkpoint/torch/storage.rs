@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::super::element::{Element, element_count};
 use super::super::pickle::{Graph, Id, Node};
+use super::super::shown;
 
 /// A flat run of elements.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +132,8 @@ impl StorageType {
             return Err("a storage without a class".into());
         };
         if !["torch", "torch.cuda", "torch.storage"].contains(module) {
-            return Err(format!("a storage of class {module}.{name}, which is not PyTorch's"));
+            let class = shown(&format!("{module}.{name}"));
+            return Err(format!("a storage of class {class}, which is not PyTorch's"));
         }
         Ok(Self::Of(match *name {
             "DoubleStorage" => Element::F64,
@@ -144,7 +146,7 @@ impl StorageType {
             "CharStorage" => Element::I8,
             "ByteStorage" | "UntypedStorage" | "_UntypedStorage" => Element::U8,
             "BoolStorage" => Element::Bool,
-            other => return Ok(Self::Unsupported(format!("{module}.{other}"))),
+            other => return Ok(Self::Unsupported(format!("{module}.{}", shown(other)))),
         }))
     }
 }
@@ -163,11 +165,16 @@ impl<'a> StorageId<'a> {
         }
         Ok(Self {
             kind: StorageType::of(graph, class)?,
-            key: graph.text(key).ok_or("a storage's key is no text")?,
+            key: graph.text(key).filter(is_key).ok_or("a storage's key is no short text")?,
             count: graph.size(count).ok_or("a storage's number of elements is no size")?,
             part: rest.first().copied(),
         })
     }
+}
+
+/// Whether a text can be the key of a storage: PyTorch writes numbers.
+pub(super) fn is_key(key: &&str) -> bool {
+    key.len() <= 40 && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// The element type that `torch.<name>` stands for, e.g. `float32`.
@@ -189,4 +196,57 @@ pub(super) fn element_of_dtype(name: &str) -> Option<Element> {
         "bool" => Element::Bool,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Stream;
+
+    /// The elements by their definition: element `i, j, ..` lies at offset + i * stride 0 + ...
+    fn gathered(view: &View<'_>) -> Vec<u8> {
+        let count: usize = view.shape.iter().product();
+        let element = |flat: usize| {
+            let mut rest = flat;
+            let mut at = view.offset;
+            for (length, stride) in view.shape.iter().zip(&view.strides).rev() {
+                at += rest % length * stride;
+                rest /= length;
+            }
+            &view.storage.bytes[2 * at..2 * at + 2]
+        };
+        (0..count).flat_map(element).copied().collect()
+    }
+
+    #[test]
+    fn views_follow_their_strides() {
+        let bytes: Vec<u8> = (0..2000).map(|i| (i % 251) as u8).collect();
+        let storage = Storage { element: Element::I16, bytes: &bytes };
+        let mut stream = Stream::new(1, "views", 0);
+        let (mut inside, mut borrowed) = (0, 0);
+        for _ in 0..20_000 {
+            let rank = stream.below(5);
+            let shape: Vec<usize> = (0..rank).map(|_| 1 + stream.below(5)).collect();
+            let mut strides = vec![1; rank];
+            if stream.below(3) == 0 {
+                strides.fill_with(|| stream.below(60));
+            } else {
+                for i in (1..rank).rev() {
+                    strides[i - 1] = strides[i] * shape[i] + stream.below(3) / 2;
+                }
+            }
+            let view = View { storage, offset: stream.below(900), shape, strides };
+            let span = view.shape.iter().zip(&view.strides).map(|(n, s)| (n - 1) * s);
+            let last = view.offset + span.sum::<usize>();
+            match view.elements() {
+                Ok(elements) => {
+                    assert_eq!(*elements, gathered(&view), "{view:?}");
+                    inside += 1;
+                    borrowed += usize::from(matches!(elements, Cow::Borrowed(_)));
+                }
+                Err(reason) => assert!(last >= 1000 && reason.contains("outside"), "{reason}"),
+            }
+        }
+        assert!(inside > 10_000 && borrowed > 1000 && borrowed < inside, "{inside} {borrowed}");
+    }
 }

@@ -8,7 +8,7 @@ use super::super::pickle::{Graph, Id, Node};
 use super::super::{Checkpoint, Format};
 use super::rebuild::rebuild;
 use super::storage::{Storage, StorageId, StorageType};
-use super::{Container, Outside, parse};
+use super::{Container, Outside};
 use crate::limits::Limits;
 use crate::{Error, Result};
 
@@ -21,22 +21,22 @@ const VERSION: i128 = 1001;
 /// The checkpoint in a stream.
 pub(super) fn read(bytes: &[u8], path: &Path, limits: &Limits) -> Result<Checkpoint> {
     let refuse = |reason: String| Error::checkpoint(path, reason);
-    let (magic, rest) = parse(bytes, path, limits)?;
+    let (magic, rest) = Graph::parse(bytes, path, limits)?;
     if !matches!(magic.node(magic.root), Node::Int(MAGIC)) {
         let reason = "is a Python pickle that torch.save did not write; load it in Python and save \
                       its state_dict with torch.save";
         return Err(refuse(reason.into()));
     }
-    let (version, rest) = parse(rest, path, limits)?;
+    let (version, rest) = Graph::parse(rest, path, limits)?;
     if !matches!(version.node(version.root), Node::Int(VERSION)) {
         return Err(refuse(format!("the version of the layout is not {VERSION}")));
     }
-    let (machine, rest) = parse(rest, path, limits)?;
+    let (machine, rest) = Graph::parse(rest, path, limits)?;
     if !is_little_endian(&machine) {
         return Err(refuse("its numbers are not known to be little-endian".into()));
     }
-    let (graph, rest) = parse(rest, path, limits)?;
-    let (keys, rest) = parse(rest, path, limits)?;
+    let (graph, rest) = Graph::parse(rest, path, limits)?;
+    let (keys, rest) = Graph::parse(rest, path, limits)?;
     let (storages, rest) = storages(&graph, &keys, rest).map_err(refuse)?;
     let stream = Stream { storages };
     let mut checkpoint = rebuild(&graph, &stream, Format::TorchStream, bytes.len(), path, limits)?;

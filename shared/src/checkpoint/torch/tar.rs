@@ -6,8 +6,8 @@ use std::path::Path;
 use super::super::pickle::{Graph, Id, Node};
 use super::super::{Checkpoint, Format, MAX_DIMENSIONS, MAX_TENSORS};
 use super::rebuild::rebuild;
-use super::storage::{Storage, StorageType, View};
-use super::{Container, Outside, parse};
+use super::storage::{Storage, StorageType, View, is_key};
+use super::{Container, Outside};
 use crate::limits::Limits;
 use crate::{Error, Result};
 
@@ -28,7 +28,7 @@ pub(super) fn read(bytes: &[u8], path: &Path, limits: &Limits) -> Result<Checkpo
     };
     let storages = storages(file("storages")?, path, limits)?;
     let views = tensors(file("tensors")?, &storages, path, limits)?;
-    let (graph, _) = parse(file("pickle")?, path, limits)?;
+    let (graph, _) = Graph::parse(file("pickle")?, path, limits)?;
     rebuild(&graph, &Tensors { views }, Format::TorchTar, bytes.len(), path, limits)
 }
 
@@ -89,7 +89,7 @@ fn storages<'a>(
     let mut storages = HashMap::new();
     let (count, mut rest) = count(bytes, path, limits)?;
     for _ in 0..count {
-        let (graph, after) = parse(rest, path, limits)?;
+        let (graph, after) = Graph::parse(rest, path, limits)?;
         let &[key_id, _, class] = graph.items(graph.root) else {
             return Err(refuse("an entry is no tuple of three".into()));
         };
@@ -108,7 +108,7 @@ fn storages<'a>(
         }
         rest = after;
     }
-    let (parts, _) = parse(rest, path, limits)?;
+    let (parts, _) = Graph::parse(rest, path, limits)?;
     for &part in parts.items(parts.root) {
         let &[part_key, whole_key, first, length] = parts.items(part) else {
             return Err(refuse("a part is no tuple of four".into()));
@@ -140,7 +140,7 @@ fn tensors<'a>(
     let mut views = HashMap::new();
     let (count, mut rest) = count(bytes, path, limits)?;
     for _ in 0..count {
-        let (graph, after) = parse(rest, path, limits)?;
+        let (graph, after) = Graph::parse(rest, path, limits)?;
         let &[key_id, storage_id, _] = graph.items(graph.root) else {
             return Err(refuse("an entry is no tuple of three".into()));
         };
@@ -188,7 +188,7 @@ fn number(bytes: &[u8]) -> Option<(usize, &[u8])> {
 
 /// The number of entries that a file starts with, and what follows.
 fn count<'a>(bytes: &'a [u8], path: &Path, limits: &Limits) -> Result<(usize, &'a [u8])> {
-    let (graph, rest) = parse(bytes, path, limits)?;
+    let (graph, rest) = Graph::parse(bytes, path, limits)?;
     let count = graph.size(graph.root).filter(|&count| count <= MAX_TENSORS);
     let reason = "tar archive: a number of entries is malformed or too large";
     count.map(|count| (count, rest)).ok_or_else(|| Error::checkpoint(path, reason))
@@ -198,7 +198,7 @@ fn count<'a>(bytes: &'a [u8], path: &Path, limits: &Limits) -> Result<(usize, &'
 fn key(graph: &Graph<'_>, id: Id) -> Result<String, String> {
     match graph.node(id) {
         Node::Int(key) => Ok(key.to_string()),
-        Node::Text(key) => Ok((*key).to_string()),
-        _ => Err("a key is neither number nor text".into()),
+        Node::Text(key) if is_key(key) => Ok((*key).to_string()),
+        _ => Err("a key is neither number nor short text".into()),
     }
 }

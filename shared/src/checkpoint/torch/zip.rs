@@ -7,7 +7,7 @@ use super::super::{Checkpoint, Format};
 use super::archive::Archive;
 use super::rebuild::rebuild;
 use super::storage::{Storage, StorageId, StorageType};
-use super::{Container, Outside, parse};
+use super::{Container, Outside};
 use crate::limits::Limits;
 use crate::{Error, Result};
 
@@ -26,7 +26,7 @@ pub(super) fn read(bytes: &[u8], path: &Path, limits: &Limits) -> Result<Checkpo
     let stream = archive.file("data.pkl").ok_or_else(|| {
         refuse("is a zip archive without data.pkl, so torch.save did not write it")
     })?;
-    let (graph, rest) = parse(stream, path, limits)?;
+    let (graph, rest) = Graph::parse(stream, path, limits)?;
     if !rest.is_empty() {
         return Err(refuse("data.pkl goes on after its end"));
     }
