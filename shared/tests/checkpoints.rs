@@ -1,5 +1,6 @@
 //! Checkpoints of every layout, protocol and element type, as PyTorch wrote them, and files that
 //! were made to do harm. `data/checkpoint/generate.py` says where the files come from.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -75,11 +76,11 @@ fn what_is_left_out_is_reported() {
             "left out __main__.Mode: 2 in all, the first at modes.0".to_string(),
             "left out argparse.Namespace: 1 in all, the first at args".to_string(),
             format!("left out {builtins}.{range}: 1 in all, the first at range"),
-            "left out torch.ComplexFloatStorage: 1 in all, the first at complex, with 1 tensors".to_string(),
-            "left out torch._utils._rebuild_sparse_tensor: 1 in all, the first at sparse, with 2 tensors".to_string(),
+            "left out torch.ComplexFloatStorage: 1 in all, the first at complex (tensors inside: 1)".to_string(),
+            "left out torch._utils._rebuild_sparse_tensor: 1 in all, the first at sparse (tensors inside: 2)".to_string(),
             "left out torch.device: 1 in all, the first at device".to_string(),
             "left out torch.float32: 1 in all, the first at dtype".to_string(),
-            "left out torch.nn.modules.linear.Linear: 1 in all, the first at module, with 2 tensors".to_string(),
+            "left out torch.nn.modules.linear.Linear: 1 in all, the first at module (tensors inside: 2)".to_string(),
         ];
         expected.sort();
         assert_eq!(notes, expected, "{file}");

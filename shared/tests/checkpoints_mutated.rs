@@ -1,5 +1,6 @@
 //! Damaged checkpoints by the ten thousand: whatever the bytes, reading ends with a result or an
 //! error, and takes no more memory than its limits allow.
+#![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;

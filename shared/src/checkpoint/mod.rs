@@ -4,6 +4,8 @@
 //! every size that a file claims is checked against the file itself and [`Limits`] before memory
 //! is allocated.
 
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
 mod convert;
 mod element;
 mod inspect;

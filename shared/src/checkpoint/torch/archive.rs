@@ -126,24 +126,33 @@ impl<'a> Directory<'a> {
         if disks != [0, 0] || counts[0] != counts[1] || comment != 0 {
             return None;
         }
-        let narrow = (u64::from(counts[0]), u64::from(size), u64::from(start));
-        let (rest, (count, size, start)) = match Self::find_wide(rest) {
+        let narrow = Extent { count: counts[0].into(), size: size.into(), start: start.into() };
+        let (rest, extent) = match Extent::find_wide(rest) {
             Some((rest, wide)) => {
                 let agree = |narrow: u64, wide: u64, most: u64| narrow == wide || narrow == most;
-                let all = agree(narrow.0, wide.0, u16::MAX.into())
-                    && agree(narrow.1, wide.1, u32::MAX.into())
-                    && agree(narrow.2, wide.2, u32::MAX.into());
+                let all = agree(narrow.count, wide.count, u16::MAX.into())
+                    && agree(narrow.size, wide.size, u32::MAX.into())
+                    && agree(narrow.start, wide.start, u32::MAX.into());
                 (rest, all.then_some(wide)?)
             }
             None => (rest, narrow),
         };
+        let Extent { count, size, start } = extent;
         let bytes = rest.get(usize::try_from(start).ok()?..)?;
         (bytes.len() as u64 == size).then_some(Self { count, start, bytes })
     }
+}
 
-    /// The archive up to the records that large archives have besides, and these records' number
-    /// of entries, size and start of the directory.
-    fn find_wide(archive: &[u8]) -> Option<(&[u8], (u64, u64, u64))> {
+/// What the records at the end of an archive say about its directory.
+struct Extent {
+    count: u64,
+    size: u64,
+    start: u64,
+}
+
+impl Extent {
+    /// The archive up to the records that large archives have besides, and what these say.
+    fn find_wide(archive: &[u8]) -> Option<(&[u8], Self)> {
         let place = archive.len().checked_sub(END64_LOCATOR_BYTES)?;
         let (archive, locator) = archive.split_at_checked(place)?;
         let mut locator = Fields(locator);
@@ -161,7 +170,7 @@ impl<'a> Directory<'a> {
             && length == END64_BYTES as u64 - 12
             && (disk, disks, record_disks) == (0, 1, [0, 0])
             && counts[0] == counts[1];
-        plain.then_some((archive, (counts[0], size, start)))
+        plain.then_some((archive, Self { count: counts[0], size, start }))
     }
 }
 

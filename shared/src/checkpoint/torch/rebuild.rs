@@ -494,7 +494,7 @@ impl<'a> Rebuilder<'_, 'a> {
     fn notes(self) -> Vec<String> {
         let skipped = self.skipped.into_iter().map(|(class, Skipped { count, place, tensors })| {
             let inside =
-                if tensors > 0 { format!(", with {tensors} tensors") } else { String::new() };
+                if tensors > 0 { format!(" (tensors inside: {tensors})") } else { String::new() };
             format!("left out {}: {count} in all, the first at {place}{inside}", shown(&class))
         });
         let notes = self.notes.into_iter().map(|(note, place)| format!("{note}, first {place}"));
