@@ -109,8 +109,9 @@ pub struct Evaluation {
 /// What is trained. Whatever else than the weights changes from step to step (random streams, the
 /// loader's position) is part of the state, or follows from the step number.
 pub trait Task {
-    /// Computes the losses of step `step`, counted from 0, and adds their gradients. It may add
-    /// several, one after the other, so that only one graph is in memory.
+    /// Computes the loss of step `step`, counted from 0, and adds its gradients with
+    /// [`Gradients::add`]. A step in parts adds one after the other, so that only one graph is in
+    /// memory, and then calls [`Gradients::average`] where their mean is meant and not their sum.
     ///
     /// # Errors
     /// Whatever stops the training.
@@ -176,6 +177,9 @@ impl Trainer {
     ) -> Result<Self> {
         config.validate()?;
         let parameters = weights.variables();
+        if parameters.is_empty() {
+            return Err(Error::Argument("the model has no trainable parameters".into()));
+        }
         let mut optimiser = Optimiser::new(&parameters, config.rule)?
             .with_groups(group)
             .with_unreached(config.unreached);

@@ -65,7 +65,7 @@ impl Task for Toy {
             Some(Fault::Nan) => loss = (loss * f64::NAN)?,
             // The root has an infinite slope at 0.
             Some(Fault::InfiniteGradient) => {
-                loss = (loss + (&self.a - &self.a)?.sqr()?.sqrt()?.mean_all()?)?;
+                loss = (loss + (&self.a - self.a.detach())?.sqr()?.sqrt()?.mean_all()?)?;
             }
             _ => {}
         }
@@ -81,7 +81,8 @@ impl Task for Toy {
             interrupt.request();
         }
         if std::env::var_os(CHILD).is_some() {
-            println!("step {step}");
+            // So long that the pipe is soon full: the process cannot run far ahead of its reader.
+            println!("step {step:4096}");
         }
         Ok(StepOutcome { loss: value, metrics: vec![("mean".into(), 0.0)] })
     }
@@ -129,9 +130,13 @@ fn train(folder: &Path, config: TrainerConfig, change: impl FnOnce(&mut Toy)) ->
     let weights = Weights::fresh(3, DType::F32, &Device::Cpu);
     let mut toy = Toy::new(&weights);
     change(&mut toy);
-    let interrupt = toy.stop_after.as_ref().map(|(_, interrupt)| interrupt.clone());
+    let interrupt = match &toy.stop_after {
+        Some((_, interrupt)) => interrupt.clone(),
+        None if std::env::var_os(CHILD).is_some() => Interrupt::on_signals()?,
+        None => Interrupt::default(),
+    };
     let trainer = Trainer::open(folder, config, &weights, Group::decay_matrices_only, &mut toy)?;
-    let mut trainer = trainer.with_interrupt(interrupt.unwrap_or_default());
+    let mut trainer = trainer.with_interrupt(interrupt);
     trainer.run(&mut toy)?;
     Ok(toy)
 }
@@ -171,32 +176,43 @@ fn an_interrupted_run_goes_on_exactly() {
     assert!(train(&parts, config(30), |_| {}).unwrap().seen.is_empty());
 }
 
+#[cfg(unix)]
 #[test]
-fn a_killed_run_goes_on_exactly() {
+fn a_killed_or_terminated_run_goes_on_exactly() {
+    const NAME: &str = "train::trainer::tests::a_killed_or_terminated_run_goes_on_exactly";
     let config = || TrainerConfig { save_every: 20, evaluate_every: 50, ..config(600) };
     if let Some(folder) = std::env::var_os(CHILD) {
-        train(Path::new(&folder), config(), |_| {}).unwrap();
-        return;
+        match train(Path::new(&folder), config(), |_| {}) {
+            Ok(_) => return,
+            Err(Error::Interrupted) => std::process::exit(17),
+            Err(error) => panic!("{error}"),
+        }
     }
     let (_folder, whole, parts) = folders();
     train(&whole, config(), |_| {}).unwrap();
-    let mut killed = 0;
-    for lines in [3, 41, 42, 43, 44, 45] {
+    let mut ends = vec![];
+    for (lines, signal) in
+        [(3, "KILL"), (41, "KILL"), (7, "TERM"), (42, "KILL"), (9, "INT"), (43, "KILL")]
+    {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "train::trainer::tests::a_killed_run_goes_on_exactly", "--nocapture"])
+            .args(["--exact", NAME, "--nocapture"])
             .env(CHILD, &parts)
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let steps =
-            output.lines().map_while(|line| line.ok()).filter(|line| line.contains("step "));
-        steps.take(lines).for_each(drop);
-        // SIGKILL, at whatever it is doing now.
-        child.kill().unwrap();
-        killed += usize::from(!child.wait().unwrap().success());
+        let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map_while(|l| l.ok());
+        output.by_ref().filter(|line| line.contains("step ")).take(lines).for_each(drop);
+        // At whatever it is doing now.
+        let kill = format!("kill -{signal} {}", child.id());
+        Command::new("sh").args(["-c", &kill]).status().unwrap();
+        output.for_each(drop);
+        ends.push((signal, child.wait().unwrap().code()));
     }
-    assert!(killed > 0);
+    // Killed processes have no exit code; the others stopped in order.
+    let orderly = ends.iter().filter(|(signal, _)| *signal != "KILL");
+    assert!(orderly.clone().all(|(_, code)| *code == Some(17)), "{ends:?}");
+    assert!(ends.contains(&("KILL", None)), "{ends:?}");
     train(&parts, config(), |_| {}).unwrap();
     assert_eq!(outcome(&whole), outcome(&parts));
 }
@@ -230,6 +246,9 @@ fn a_folder_of_another_run_is_refused() {
     let group = |_: &Parameter| Group::default();
     let error = Trainer::open(&folder, config(8), &weights, group, &mut toy).err().unwrap();
     assert!(error.to_string().contains("c is missing"), "{error}");
+    let frozen = Weights::loaded(weights.state(), &folder, false, DType::F32, &Device::Cpu);
+    let mut toy = Toy::new(&frozen);
+    assert!(Trainer::open(&folder, config(8), &frozen, group, &mut toy).is_err());
 }
 
 #[test]
