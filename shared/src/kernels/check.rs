@@ -147,6 +147,30 @@ pub(crate) fn f32_agrees_with_f64(
     }
 }
 
+/// Checks that `operation` has, for an input of the shape `dims` that repeats one item without a
+/// copy and with a gradient at the output that repeats one number, the value and the gradient that
+/// it has for copies.
+///
+/// # Panics
+/// With the case when they differ.
+pub(crate) fn repeated(case: &str, dims: &[usize], operation: impl Fn(&Tensor) -> Result<Tensor>) {
+    let item = normal(0, &[&[1], &dims[1..]].concat()).to_dtype(DType::F32).unwrap();
+    let run = |is_copied: bool| {
+        let input = Var::from_tensor(&item).unwrap();
+        let repeated = input.broadcast_as(dims).unwrap();
+        let repeated = if is_copied { repeated.contiguous().unwrap() } else { repeated };
+        let output = operation(&repeated).unwrap_or_else(|error| panic!("{case}: {error}"));
+        let sum = if is_copied {
+            (&output * output.ones_like().unwrap()).unwrap().sum_all().unwrap()
+        } else {
+            output.sum_all().unwrap()
+        };
+        let gradients = sum.backward().unwrap();
+        [to_vec(&output), to_vec(gradients.get(&input).unwrap())]
+    };
+    assert_eq!(run(false), run(true), "{case}");
+}
+
 /// Normally distributed numbers in `f64`; the same for the same `index` and count.
 pub(crate) fn normal(index: u64, dims: &[usize]) -> Tensor {
     let mut stream = Stream::new(0, "kernel check", index);

@@ -7,6 +7,7 @@ pub mod activation;
 pub mod attention;
 pub mod attentive_statistics;
 pub mod conv;
+pub(crate) mod gemm;
 pub mod linear;
 pub mod norm;
 pub mod pool;

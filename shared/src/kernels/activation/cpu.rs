@@ -1,135 +1,123 @@
 //! Activations on the processor.
+#![allow(unsafe_code)]
 
-use candle_core::backend::BackendStorage;
-use candle_core::cpu::erf::{erf_f32, erf_f64};
-use candle_core::{CpuStorage, Layout, Result, WithDType, bail};
+use std::mem::MaybeUninit;
+
+use rten_simd::{Isa, SimdOp};
 
 use super::Activation;
-use crate::kernels::contiguous_slice;
+use super::functions::{
+    Smooth, gelu, gelu_derivative, relu, relu_derivative, sigmoid, sigmoid_derivative, silu,
+    silu_derivative, tanh_derivative,
+};
+use crate::kernels::parallel::write_rows;
+use crate::kernels::rows::Rows;
 
-/// `activation` of every element of a contiguous tensor.
-pub(super) fn activate(
-    storage: &CpuStorage,
-    layout: &Layout,
-    activation: Activation,
-) -> Result<CpuStorage> {
-    Ok(match storage {
-        CpuStorage::F32(_) => {
-            CpuStorage::F32(values(storage, layout)?.map(|x| scalar_f32(activation, x)).collect())
-        }
-        CpuStorage::F64(_) => {
-            CpuStorage::F64(values(storage, layout)?.map(|x| scalar(activation, x)).collect())
-        }
-        other => bail!("activation of {:?}", other.dtype()),
-    })
-}
-
-/// `gradient` times the derivative of `activation` at `point`, its input or output; both contiguous.
-pub(super) fn gradient(
-    point: (&CpuStorage, &Layout),
-    gradient: (&CpuStorage, &Layout),
-    activation: Activation,
-    point_is_output: bool,
-) -> Result<CpuStorage> {
-    fn product<T: WithDType>(
-        point: (&CpuStorage, &Layout),
-        gradient: (&CpuStorage, &Layout),
-        derivative: impl Fn(f64) -> f64,
-    ) -> Result<Vec<T>> {
-        let points = values::<T>(point.0, point.1)?;
-        let gradients = values::<T>(gradient.0, gradient.1)?;
-        Ok(points.zip(gradients).map(|(x, g)| g * T::from_f64(derivative(x.to_f64()))).collect())
+/// `activation` of every element of `x`.
+pub(super) fn forward<T: Smooth>(x: &Rows<T>, activation: Activation) -> Vec<T> {
+    fn map<T: Smooth>(x: &Rows<T>, function: impl Fn(T) -> T + Copy + Sync) -> Vec<T> {
+        let work =
+            |row: usize, y: &mut [MaybeUninit<T>]| Map { x: x.row(row), y, function }.dispatch();
+        // SAFETY: a row of `x` has as many elements as one of the result.
+        unsafe { write_rows(x.count(), x.len(), work) }
     }
-    let derivative = |x| {
-        if point_is_output {
-            derivative_at_output(activation, x)
-        } else {
-            derivative(activation, x)
-        }
-    };
-    Ok(match point.0 {
-        CpuStorage::F32(_) => CpuStorage::F32(product(point, gradient, derivative)?),
-        CpuStorage::F64(_) => CpuStorage::F64(product(point, gradient, derivative)?),
-        other => bail!("activation gradient of {:?}", other.dtype()),
-    })
-}
-
-fn values<'a, T: WithDType>(
-    storage: &'a CpuStorage,
-    layout: &Layout,
-) -> Result<impl Iterator<Item = T> + 'a> {
-    Ok(contiguous_slice::<T>(storage, layout)?.iter().copied())
-}
-
-fn scalar_f32(activation: Activation, x: f32) -> f32 {
     match activation {
-        Activation::Identity => x,
-        Activation::Relu => {
-            if x < 0.0 {
-                0.0
-            } else {
-                x
-            }
-        }
-        Activation::Silu => x / (1.0 + (-x).exp()),
-        Activation::Gelu => 0.5 * x * (1.0 + erf_f32(x * std::f32::consts::FRAC_1_SQRT_2)),
-        Activation::Tanh => x.tanh(),
-        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Activation::Identity => map(x, |x| x),
+        Activation::Relu => map(x, relu),
+        Activation::Silu => map(x, silu),
+        Activation::Gelu => map(x, gelu),
+        Activation::Tanh => map(x, T::tanh),
+        Activation::Sigmoid => map(x, sigmoid),
     }
 }
 
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// Distribution function of the standard normal.
-fn normal_cdf(x: f64) -> f64 {
-    0.5 * (1.0 + erf_f64(x * std::f64::consts::FRAC_1_SQRT_2))
-}
-
-/// Density of the standard normal.
-fn normal_pdf(x: f64) -> f64 {
-    (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt()
-}
-
-pub(crate) fn scalar(activation: Activation, x: f64) -> f64 {
+/// Replaces every element of `x` by its activation.
+pub(crate) fn activate_in_place<T: Smooth>(activation: Activation, x: &mut [T]) {
     match activation {
-        Activation::Identity => x,
-        Activation::Relu => {
-            if x < 0.0 {
-                0.0
-            } else {
-                x
-            }
-        }
-        Activation::Silu => x * sigmoid(x),
-        Activation::Gelu => x * normal_cdf(x),
-        Activation::Tanh => x.tanh(),
-        Activation::Sigmoid => sigmoid(x),
+        Activation::Identity => {}
+        Activation::Relu => MapInPlace { x, function: relu }.dispatch(),
+        Activation::Silu => MapInPlace { x, function: silu }.dispatch(),
+        Activation::Gelu => MapInPlace { x, function: gelu }.dispatch(),
+        Activation::Tanh => MapInPlace { x, function: T::tanh }.dispatch(),
+        Activation::Sigmoid => MapInPlace { x, function: sigmoid }.dispatch(),
     }
 }
 
-/// Derivative at the input `x`; at the kink of ReLU 0, as PyTorch has it.
-fn derivative(activation: Activation, x: f64) -> f64 {
+/// `dy` times the derivative of `activation` at `point`: its output where
+/// [`Activation::is_output_differentiable`], else its input.
+pub(super) fn gradient<T: Smooth>(point: &Rows<T>, dy: &Rows<T>, activation: Activation) -> Vec<T> {
+    fn map<T: Smooth>(
+        point: &Rows<T>,
+        dy: &Rows<T>,
+        derivative: impl Fn(T) -> T + Copy + Sync,
+    ) -> Vec<T> {
+        let work = |row: usize, dx: &mut [MaybeUninit<T>]| {
+            Product { point: point.row(row), dy: dy.row(row), dx, derivative }.dispatch();
+        };
+        // SAFETY: the rows of all three have the same number of elements.
+        unsafe { write_rows(point.count(), point.len(), work) }
+    }
     match activation {
-        Activation::Identity => 1.0,
-        Activation::Relu => f64::from(x > 0.0),
-        Activation::Silu => {
-            let s = sigmoid(x);
-            s * (1.0 + x * (1.0 - s))
-        }
-        Activation::Gelu => normal_cdf(x) + x * normal_pdf(x),
-        Activation::Tanh => 1.0 - x.tanh().powi(2),
-        Activation::Sigmoid => sigmoid(x) * (1.0 - sigmoid(x)),
+        Activation::Identity => map(point, dy, |_| T::one()),
+        Activation::Relu => map(point, dy, relu_derivative),
+        Activation::Silu => map(point, dy, silu_derivative),
+        Activation::Gelu => map(point, dy, gelu_derivative),
+        Activation::Tanh => map(point, dy, tanh_derivative),
+        Activation::Sigmoid => map(point, dy, sigmoid_derivative),
     }
 }
 
-/// Derivative expressed by the output `y`.
-fn derivative_at_output(activation: Activation, y: f64) -> f64 {
-    match activation {
-        Activation::Relu => f64::from(y > 0.0),
-        Activation::Tanh => 1.0 - y * y,
-        Activation::Sigmoid => y * (1.0 - y),
-        _ => 1.0,
+// The three loops. They are operations of `rten_simd` only for being compiled for each instruction
+// set; the compiler vectorises them, as the functions are inlined.
+
+/// `y = function(x)`.
+struct Map<'a, T, F> {
+    x: &'a [T],
+    y: &'a mut [MaybeUninit<T>],
+    function: F,
+}
+
+impl<T: Smooth, F: Fn(T) -> T> SimdOp for Map<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _: I) {
+        for (y, &x) in self.y.iter_mut().zip(self.x) {
+            y.write((self.function)(x));
+        }
+    }
+}
+
+/// `x = function(x)`.
+struct MapInPlace<'a, T, F> {
+    x: &'a mut [T],
+    function: F,
+}
+
+impl<T: Smooth, F: Fn(T) -> T> SimdOp for MapInPlace<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _: I) {
+        self.x.iter_mut().for_each(|x| *x = (self.function)(*x));
+    }
+}
+
+/// `dx = dy derivative(point)`.
+struct Product<'a, T, F> {
+    point: &'a [T],
+    dy: &'a [T],
+    dx: &'a mut [MaybeUninit<T>],
+    derivative: F,
+}
+
+impl<T: Smooth, F: Fn(T) -> T> SimdOp for Product<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _: I) {
+        for ((dx, &point), &dy) in self.dx.iter_mut().zip(self.point).zip(self.dy) {
+            dx.write(dy * (self.derivative)(point));
+        }
     }
 }

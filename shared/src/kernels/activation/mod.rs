@@ -1,11 +1,14 @@
 //! Point-wise activations, on their own or fused into the end of another kernel.
 
 mod cpu;
+mod functions;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 
-pub(crate) use cpu::scalar as apply;
+pub(crate) use cpu::activate_in_place;
+pub(crate) use functions::Smooth;
 
+use super::rows::{Rows, contiguous_rows};
 use super::{to_compute_dtype, to_dtype};
 use crate::Result;
 
@@ -40,10 +43,10 @@ impl Activation {
 /// # Errors
 /// When `x` is not of a floating dtype.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    if activation == Activation::Identity {
+    if activation == Activation::Identity || x.elem_count() == 0 {
         return Ok(x.clone());
     }
-    let input = to_compute_dtype("activation input", x)?.contiguous()?;
+    let input = contiguous_rows(&to_compute_dtype("activation input", x)?, leading(x.rank()))?;
     to_dtype(input.apply_op1(Activate(activation))?, x.dtype())
 }
 
@@ -55,12 +58,24 @@ pub(crate) fn gradient_from_output(
     activation: Activation,
 ) -> candle_core::Result<Tensor> {
     match activation {
-        Activation::Identity => gradient.contiguous(),
-        _ => output.contiguous()?.apply_op2_no_bwd(
-            &gradient.contiguous()?,
-            &Gradient { activation, from: From::Output },
-        ),
+        Activation::Identity => Ok(gradient.clone()),
+        _ => product_with_derivative(output, gradient, activation),
     }
+}
+
+/// Dimensions that number the rows which are processed one by one: enough of them to keep all
+/// threads busy.
+fn leading(rank: usize) -> usize {
+    rank.saturating_sub(1).min(2)
+}
+
+fn product_with_derivative(
+    point: &Tensor,
+    gradient: &Tensor,
+    activation: Activation,
+) -> candle_core::Result<Tensor> {
+    let gradient = contiguous_rows(gradient, leading(gradient.rank()))?;
+    point.apply_op2_no_bwd(&gradient, &Gradient(activation))
 }
 
 struct Activate(Activation);
@@ -70,37 +85,31 @@ impl CustomOp1 for Activate {
         "activation"
     }
 
-    fn cpu_fwd(
-        &self,
-        storage: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        Ok((cpu::activate(storage, layout, self.0)?, layout.shape().clone()))
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let leading = leading(layout.dims().len());
+        let y = match x {
+            CpuStorage::F64(_) => {
+                CpuStorage::F64(cpu::forward(&Rows::new(x, layout, leading)?, self.0))
+            }
+            _ => CpuStorage::F32(cpu::forward(&Rows::new(x, layout, leading)?, self.0)),
+        };
+        Ok((y, layout.shape().clone()))
     }
 
     fn bwd(
         &self,
         x: &Tensor,
-        _output: &Tensor,
+        y: &Tensor,
         gradient: &Tensor,
     ) -> candle_core::Result<Option<Tensor>> {
-        let op = Gradient { activation: self.0, from: From::Input };
-        Ok(Some(x.apply_op2_no_bwd(&gradient.contiguous()?, &op)?))
+        let point = if self.0.is_output_differentiable() { y } else { x };
+        product_with_derivative(point, gradient, self.0).map(Some)
     }
 }
 
-/// What the derivative is computed from.
-#[derive(Clone, Copy)]
-enum From {
-    Input,
-    Output,
-}
-
-/// The gradient times the derivative; both arguments are contiguous.
-struct Gradient {
-    activation: Activation,
-    from: From,
-}
+/// A gradient (second argument) times the derivative at a point (first argument): the output or
+/// input of the activation, see [`cpu::gradient`].
+struct Gradient(Activation);
 
 impl CustomOp2 for Gradient {
     fn name(&self) -> &'static str {
@@ -110,17 +119,24 @@ impl CustomOp2 for Gradient {
     fn cpu_fwd(
         &self,
         point: &CpuStorage,
-        point_layout: &Layout,
-        gradient: &CpuStorage,
-        gradient_layout: &Layout,
+        layout: &Layout,
+        dy: &CpuStorage,
+        dy_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let storage = cpu::gradient(
-            (point, point_layout),
-            (gradient, gradient_layout),
-            self.activation,
-            matches!(self.from, From::Output),
-        )?;
-        Ok((storage, point_layout.shape().clone()))
+        let leading = leading(layout.dims().len());
+        let dx = match point {
+            CpuStorage::F64(_) => CpuStorage::F64(cpu::gradient(
+                &Rows::new(point, layout, leading)?,
+                &Rows::new(dy, dy_layout, leading)?,
+                self.0,
+            )),
+            _ => CpuStorage::F32(cpu::gradient(
+                &Rows::new(point, layout, leading)?,
+                &Rows::new(dy, dy_layout, leading)?,
+                self.0,
+            )),
+        };
+        Ok((dx, layout.shape().clone()))
     }
 }
 

@@ -24,8 +24,9 @@ pub(crate) struct Geometry {
     pub stride: [usize; 3],
     /// Distance between taps.
     pub dilation: [usize; 3],
-    /// Zeros before the first element of each dimension; those after follow from the other sizes.
-    pub padding_before: [usize; 3],
+    /// Zeros before the first element of each dimension (negative: elements left out); those after
+    /// follow from the other sizes.
+    pub padding_before: [isize; 3],
     /// Number of spatial dimensions of the tensors.
     pub spatial_dims: usize,
 }
@@ -58,15 +59,16 @@ impl Geometry {
             output: [1; 3],
             stride: lift(&options.stride, 1),
             dilation: lift(&options.dilation, 1),
-            padding_before: lift(&options.padding.map(|(before, _)| before), 0),
+            padding_before: [0; 3],
             spatial_dims: D,
         };
         geometry.check_steps()?;
+        let padding_before: [usize; 3] = lift(&options.padding.map(|(before, _)| before), 0);
         let padding_after: [usize; 3] = lift(&options.padding.map(|(_, after)| after), 0);
         for (axis, after) in padding_after.into_iter().enumerate() {
             let extent = geometry.kernel_extent(axis)?;
             let padded = geometry.input[axis]
-                .checked_add(geometry.padding_before[axis])
+                .checked_add(padding_before[axis])
                 .and_then(|size| size.checked_add(after))
                 .ok_or_else(too_large)?;
             if padded < extent {
@@ -74,6 +76,8 @@ impl Geometry {
                 return Err(Error::shape(name, format!("at least {extent} elements"), &[padded]));
             }
             geometry.output[axis] = (padded - extent) / geometry.stride[axis] + 1;
+            geometry.padding_before[axis] =
+                isize::try_from(padding_before[axis]).map_err(|_| too_large())?;
         }
         geometry.check_counts()?;
         Ok(geometry)
@@ -119,6 +123,69 @@ impl Geometry {
                 .ok_or_else(too_large)?;
         }
         Ok(())
+    }
+
+    /// Channels read by a group.
+    pub fn in_group(&self) -> usize {
+        self.in_channels / self.groups
+    }
+
+    /// Channels written by a group.
+    pub fn out_group(&self) -> usize {
+        self.out_channels / self.groups
+    }
+
+    /// The taps of the kernel, in the order of the weight's elements.
+    pub fn taps(&self) -> impl ExactSizeIterator<Item = [usize; 3]> + Clone {
+        let [depth, height, width] = self.kernel;
+        (0..depth * height * width).map(move |tap| {
+            let row = tap / width;
+            [row / height, row % height, tap % width]
+        })
+    }
+
+    /// Elements from the first tap to the last along `axis`.
+    pub fn span(&self, axis: usize) -> usize {
+        (self.kernel[axis] - 1) * self.dilation[axis]
+    }
+
+    /// The input position along `axis` that `tap` meets at the output position `output`.
+    pub fn met(&self, axis: usize, output: usize, tap: usize) -> Option<usize> {
+        let padded = (output * self.stride[axis] + tap * self.dilation[axis]) as isize;
+        let input = usize::try_from(padded - self.padding_before[axis]).ok()?;
+        (input < self.input[axis]).then_some(input)
+    }
+
+    /// Whether there is no more than one element along the first two axes.
+    pub fn is_signal(&self) -> bool {
+        let is_single = |axis| {
+            [self.input[axis], self.kernel[axis], self.output[axis]] == [1; 3]
+                && self.padding_before[axis] == 0
+        };
+        is_single(0) && is_single(1)
+    }
+
+    /// Whether each output position depends on the input at the same position alone.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel == [1; 3]
+            && self.stride == [1; 3]
+            && self.padding_before == [0; 3]
+            && self.input == self.output
+    }
+
+    /// The convolution of the gradient at the output that gives the gradient at the input, for
+    /// steps of 1: with the taps in reverse order, and input and output channels exchanged.
+    pub fn backwards(&self) -> Option<Self> {
+        (self.stride == [1; 3]).then(|| Self {
+            in_channels: self.out_channels,
+            out_channels: self.in_channels,
+            input: self.output,
+            output: self.input,
+            padding_before: std::array::from_fn(|axis| {
+                self.span(axis) as isize - self.padding_before[axis]
+            }),
+            ..self.clone()
+        })
     }
 
     /// Shape of the tensor read, as the caller knows it.
@@ -194,7 +261,7 @@ pub(super) fn transposed(
         output: [1, 1, x[2]],
         stride: [1, 1, options.stride],
         dilation: [1, 1, options.dilation],
-        padding_before: [0, 0, before],
+        padding_before: [0, 0, isize::try_from(before).map_err(|_| too_large())?],
         spatial_dims: 1,
     };
     geometry.check_counts()?;

@@ -1,11 +1,16 @@
 //! Convolution over one, two or three spatial dimensions, and its transpose over one.
 
+mod columns;
+mod fast;
 mod geometry;
 mod op;
 mod reference;
+mod scatter;
 mod transpose;
+mod view;
+mod weight_gradient;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 pub(crate) use geometry::Geometry;
 pub use transpose::{ConvTranspose1dOptions, conv_transpose1d};
@@ -96,6 +101,10 @@ fn convolve<const D: usize>(
         to_compute_dtype("convolution input", x)?,
         to_compute_dtype("convolution weight", weight)?,
     ];
+    // The fast path gathers signals whose elements do not lie side by side one by one, again for
+    // each tap: better once.
+    let is_scattered = x.dtype() == DType::F32 && x.stride().last() != Some(&1);
+    let x = if is_scattered { x.contiguous()? } else { x };
     let bias = bias
         .map(|bias| Ok::<_, Error>(to_compute_dtype("convolution bias", bias)?.contiguous()?))
         .transpose()?;
@@ -104,7 +113,7 @@ fn convolve<const D: usize>(
     // An activation whose derivative needs its input stays a step of its own in training.
     let is_fused = !tracked || options.activation.is_output_differentiable();
     let fused = if is_fused { options.activation } else { Activation::Identity };
-    let op = op::Convolution { geometry, activation: fused };
+    let op = op::Convolution { geometry, activation: fused, packed: None };
     let y = match &bias {
         Some(bias) => x.apply_op3(&weight, bias, op)?,
         None => x.apply_op2(&weight, op)?,

@@ -1,20 +1,54 @@
 //! Convolution and its gradients as operations of candle's graph.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail,
-};
+use std::sync::Arc;
 
-use super::Geometry;
-use super::reference::{self, View};
-use crate::kernels::activation::{self, Activation, apply};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+
+use super::fast::{self, PackedWeight};
+use super::view::View;
+use super::{Geometry, reference, weight_gradient};
+use crate::kernels::activation::{self, Activation};
 use crate::kernels::contiguous_slice;
+use crate::kernels::parallel;
+use crate::kernels::real::Real;
+use crate::kernels::rows::{Rows, contiguous_rows};
 
 /// The convolution of an input with a weight and, as third argument, a contiguous bias.
 pub(super) struct Convolution {
     pub geometry: Geometry,
-    /// Fused activation; one whose derivative follows from its output.
+    /// Fused activation; in training one whose derivative follows from its output.
     pub activation: Activation,
+    /// The weight in the form of the fast path, if it was packed before.
+    pub packed: Option<Arc<PackedWeight>>,
+}
+
+impl Convolution {
+    fn run(
+        &self,
+        x: Argument,
+        weight: Argument,
+        bias: Option<Argument>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let pass = Pass::Forward(self.activation, self.packed.as_deref());
+        run(pass, &self.geometry, [x, weight], bias)
+    }
+
+    /// Gradients at the input and weight, and the one before the activation.
+    fn gradients(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        y: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Tensor)> {
+        let gradient = activation::gradient_from_output(y, gradient, self.activation)?;
+        let gradient = contiguous_rows(&gradient, 2)?;
+        Ok((
+            x.track_op().then(|| input_gradient(&gradient, weight, &self.geometry)).transpose()?,
+            weight.track_op().then(|| weight_gradient(x, &gradient, &self.geometry)).transpose()?,
+            gradient,
+        ))
+    }
 }
 
 impl CustomOp2 for Convolution {
@@ -29,8 +63,7 @@ impl CustomOp2 for Convolution {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let arguments = [(x, x_layout), (weight, weight_layout)];
-        run(Pass::Forward(self.activation), &self.geometry, arguments, None)
+        self.run((x, x_layout), (weight, weight_layout), None)
     }
 
     fn bwd(
@@ -40,11 +73,8 @@ impl CustomOp2 for Convolution {
         y: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradient = activation::gradient_from_output(y, gradient, self.activation)?;
-        Ok((
-            x.track_op().then(|| input_gradient(&gradient, weight, &self.geometry)).transpose()?,
-            weight.track_op().then(|| weight_gradient(x, &gradient, &self.geometry)).transpose()?,
-        ))
+        let (dx, dw, _) = self.gradients(x, weight, y, gradient)?;
+        Ok((dx, dw))
     }
 }
 
@@ -62,8 +92,7 @@ impl CustomOp3 for Convolution {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let arguments = [(x, x_layout), (weight, weight_layout)];
-        run(Pass::Forward(self.activation), &self.geometry, arguments, Some((bias, bias_layout)))
+        self.run((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
     }
 
     fn bwd(
@@ -74,16 +103,14 @@ impl CustomOp3 for Convolution {
         y: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let gradient = activation::gradient_from_output(y, gradient, self.activation)?;
-        Ok((
-            x.track_op().then(|| input_gradient(&gradient, weight, &self.geometry)).transpose()?,
-            weight.track_op().then(|| weight_gradient(x, &gradient, &self.geometry)).transpose()?,
-            bias.track_op().then(|| bias_gradient(&gradient)).transpose()?,
-        ))
+        let (dx, dw, gradient) = self.gradients(x, weight, y, gradient)?;
+        let db = bias.track_op().then(|| gradient.apply_op1_no_bwd(&BiasGradient)).transpose()?;
+        Ok((dx, dw, db))
     }
 }
 
-/// A transposed convolution: what the geometry's convolution has as input gradient.
+/// A transposed convolution: what the geometry's convolution has as input gradient. The space of
+/// its input is contiguous.
 pub(super) struct Transposed(pub Geometry);
 
 impl CustomOp2 for Transposed {
@@ -108,10 +135,15 @@ impl CustomOp2 for Transposed {
         _y: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let op = Convolution { geometry: self.0.clone(), activation: Activation::Identity };
+        let gradient = contiguous_rows(gradient, 2)?;
+        let forward = || {
+            let activation = Activation::Identity;
+            let op = Convolution { geometry: self.0.clone(), activation, packed: None };
+            gradient.apply_op2_no_bwd(weight, &op)
+        };
         Ok((
-            x.track_op().then(|| gradient.apply_op2_no_bwd(weight, &op)).transpose()?,
-            weight.track_op().then(|| weight_gradient(gradient, x, &self.0)).transpose()?,
+            x.track_op().then(forward).transpose()?,
+            weight.track_op().then(|| weight_gradient(&gradient, x, &self.0)).transpose()?,
         ))
     }
 }
@@ -124,11 +156,6 @@ fn input_gradient(gradient: &Tensor, weight: &Tensor, geometry: &Geometry) -> Re
 /// Gradient `[O, C/g, ..]` at the weight from the input and the gradient at the output.
 fn weight_gradient(x: &Tensor, gradient: &Tensor, geometry: &Geometry) -> Result<Tensor> {
     x.apply_op2_no_bwd(gradient, &WeightGradient(geometry.clone()))
-}
-
-/// Gradient `[O]` at the bias from the gradient `[B, O, ..]` at the output.
-pub(super) fn bias_gradient(gradient: &Tensor) -> Result<Tensor> {
-    gradient.flatten_from(2)?.sum((0, 2))
 }
 
 struct WeightGradient(Geometry);
@@ -149,11 +176,39 @@ impl CustomOp2 for WeightGradient {
     }
 }
 
+/// Gradient `[O]` at the bias from the gradient `[B, O, ..]` at the output, whose space is
+/// contiguous.
+struct BiasGradient;
+
+impl CustomOp1 for BiasGradient {
+    fn name(&self) -> &'static str {
+        "convolution-bias-gradient"
+    }
+
+    fn cpu_fwd(&self, gradient: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        fn channel_sums<T: Real>(rows: &Rows<T>, channels: usize) -> Vec<T> {
+            let channel_elements = rows.count() / channels * rows.len();
+            parallel::map_rows(channels, channel_elements, |channel| {
+                let items = (channel..rows.count()).step_by(channels);
+                T::from_f64(items.map(|row| T::sum(rows.row(row))).sum())
+            })
+        }
+        let channels = layout.dims()[1];
+        let sums = match gradient {
+            CpuStorage::F64(_) => {
+                CpuStorage::F64(channel_sums(&Rows::new(gradient, layout, 2)?, channels))
+            }
+            _ => CpuStorage::F32(channel_sums(&Rows::new(gradient, layout, 2)?, channels)),
+        };
+        Ok((sums, channels.into()))
+    }
+}
+
 /// The three products of a convolution.
 #[derive(Clone, Copy)]
-enum Pass {
-    /// Of input and weight.
-    Forward(Activation),
+enum Pass<'a> {
+    /// Of input and weight; with the weight in packed form, if there is one.
+    Forward(Activation, Option<&'a PackedWeight>),
     /// Of the gradient at the output and the weight.
     InputGradient,
     /// Of the input and the gradient at the output.
@@ -165,55 +220,40 @@ type Argument<'a> = (&'a CpuStorage, &'a Layout);
 fn run(
     pass: Pass,
     geometry: &Geometry,
-    arguments: [Argument; 2],
-    bias: Option<Argument>,
-) -> Result<(CpuStorage, Shape)> {
-    Ok(match arguments[0].0 {
-        CpuStorage::F32(_) => {
-            let (values, shape) = run_reference(pass, geometry, arguments, bias)?;
-            (CpuStorage::F32(values), shape)
-        }
-        CpuStorage::F64(_) => {
-            let (values, shape) = run_reference(pass, geometry, arguments, bias)?;
-            (CpuStorage::F64(values), shape)
-        }
-        other => bail!("convolution of {:?}", other.dtype()),
-    })
-}
-
-fn run_reference<T: WithDType>(
-    pass: Pass,
-    geometry: &Geometry,
     [a, b]: [Argument; 2],
     bias: Option<Argument>,
-) -> Result<(Vec<T>, Shape)> {
-    let (a, b) = (view(a)?, view(b)?);
-    Ok(match pass {
-        Pass::Forward(activation) => {
-            let mut y: Vec<T> = reference::forward(a, b, geometry);
+) -> Result<(CpuStorage, Shape)> {
+    let storage = match a.0 {
+        CpuStorage::F64(_) => {
+            let (a, b) = (View::new(a.0, a.1)?, View::new(b.0, b.1)?);
             let bias = bias.map(|(bias, layout)| contiguous_slice(bias, layout)).transpose()?;
-            let space: usize = geometry.output.iter().product();
-            for (row, values) in y.chunks_mut(space).enumerate() {
-                let bias = bias.map_or(T::zero(), |bias| bias[row % geometry.out_channels]);
-                for value in values {
-                    *value = T::from_f64(apply(activation, (*value + bias).to_f64()));
+            CpuStorage::F64(match pass {
+                Pass::Forward(activation, _) => {
+                    reference::forward(a, b, bias, geometry, activation)
                 }
-            }
-            (y, geometry.output_dims().into())
+                Pass::InputGradient => reference::input_gradient(a, b, geometry),
+                Pass::WeightGradient => reference::weight_gradient(a, b, geometry),
+            })
         }
-        Pass::InputGradient => {
-            (reference::input_gradient(a, b, geometry), geometry.input_dims().into())
+        _ => {
+            let (a, b) = (View::new(a.0, a.1)?, View::new(b.0, b.1)?);
+            let bias = bias.map(|(bias, layout)| contiguous_slice(bias, layout)).transpose()?;
+            CpuStorage::F32(match pass {
+                Pass::Forward(activation, Some(packed)) => {
+                    fast::forward(a, packed, bias, geometry, activation)
+                }
+                Pass::Forward(activation, None) => {
+                    fast::forward(a, &PackedWeight::new(b, geometry), bias, geometry, activation)
+                }
+                Pass::InputGradient => fast::input_gradient(a, b, geometry),
+                Pass::WeightGradient => weight_gradient::weight_gradient(a, b, geometry),
+            })
         }
-        Pass::WeightGradient => {
-            (reference::weight_gradient(a, b, geometry), geometry.weight_dims().into())
-        }
-    })
-}
-
-fn view<'a, T: WithDType>((storage, layout): Argument<'a>) -> Result<View<'a, T>> {
-    let mut strides = [0; 5];
-    let own = layout.stride();
-    strides[..2].copy_from_slice(&own[..2]);
-    strides[7 - own.len()..].copy_from_slice(&own[2..]);
-    Ok(View { data: &storage.as_slice::<T>()?[layout.start_offset()..], strides })
+    };
+    let dims = match pass {
+        Pass::Forward(..) => geometry.output_dims(),
+        Pass::InputGradient => geometry.input_dims(),
+        Pass::WeightGradient => geometry.weight_dims(),
+    };
+    Ok((storage, dims.into()))
 }

@@ -3,34 +3,18 @@
 use candle_core::WithDType;
 
 use super::Geometry;
-
-/// A tensor of five dimensions (two for channels or batch, three of space) in any layout.
-pub(super) struct View<'a, T> {
-    pub data: &'a [T],
-    pub strides: [usize; 5],
-}
-
-impl<T: Copy> View<'_, T> {
-    fn at(&self, [a, b, d, h, w]: [usize; 5]) -> T {
-        let [sa, sb, sd, sh, sw] = self.strides;
-        self.data[a * sa + b * sb + d * sd + h * sh + w * sw]
-    }
-}
+use super::view::View;
+use crate::kernels::activation::{Activation, Smooth, activate_in_place};
 
 /// Calls `visit` with every pair of an input and an output position (space only) that the tap
 /// `tap` connects.
 fn positions(geometry: &Geometry, tap: [usize; 3], mut visit: impl FnMut([usize; 3], [usize; 3])) {
-    let input = |axis: usize, output: usize| {
-        (output * geometry.stride[axis] + tap[axis] * geometry.dilation[axis])
-            .checked_sub(geometry.padding_before[axis])
-            .filter(|&input| input < geometry.input[axis])
-    };
     for od in 0..geometry.output[0] {
-        let Some(id) = input(0, od) else { continue };
+        let Some(id) = geometry.met(0, od, tap[0]) else { continue };
         for oh in 0..geometry.output[1] {
-            let Some(ih) = input(1, oh) else { continue };
+            let Some(ih) = geometry.met(1, oh, tap[1]) else { continue };
             for ow in 0..geometry.output[2] {
-                let Some(iw) = input(2, ow) else { continue };
+                let Some(iw) = geometry.met(2, ow, tap[2]) else { continue };
                 visit([id, ih, iw], [od, oh, ow]);
             }
         }
@@ -40,14 +24,11 @@ fn positions(geometry: &Geometry, tap: [usize; 3], mut visit: impl FnMut([usize;
 /// Calls `visit` with every (item, input channel, output channel, input channel within its group,
 /// tap) that multiply.
 fn products(geometry: &Geometry, mut visit: impl FnMut(usize, usize, usize, usize, [usize; 3])) {
-    let in_group = geometry.in_channels / geometry.groups;
-    let out_group = geometry.out_channels / geometry.groups;
-    let [kd, kh, kw] = geometry.kernel;
+    let (in_group, out_group) = (geometry.in_group(), geometry.out_group());
     for b in 0..geometry.batch {
         for o in 0..geometry.out_channels {
             for i in 0..in_group {
-                for tap in 0..kd * kh * kw {
-                    let tap = [tap / (kh * kw), tap / kw % kh, tap % kw];
+                for tap in geometry.taps() {
                     visit(b, o / out_group * in_group + i, o, i, tap);
                 }
             }
@@ -64,8 +45,14 @@ fn index(strides: &[usize; 5], position: [usize; 5]) -> usize {
     strides.iter().zip(position).map(|(stride, at)| stride * at).sum()
 }
 
-/// The convolution, contiguous, without bias.
-pub(super) fn forward<T: WithDType>(x: View<T>, weight: View<T>, geometry: &Geometry) -> Vec<T> {
+/// The convolution, contiguous.
+pub(super) fn forward<T: Smooth>(
+    x: View<T>,
+    weight: View<T>,
+    bias: Option<&[T]>,
+    geometry: &Geometry,
+    activation: Activation,
+) -> Vec<T> {
     let (count, strides) = contiguous(geometry.batch, geometry.out_channels, geometry.output);
     let mut y = vec![T::zero(); count];
     products(geometry, |b, c, o, i, tap| {
@@ -74,6 +61,13 @@ pub(super) fn forward<T: WithDType>(x: View<T>, weight: View<T>, geometry: &Geom
             y[index(&strides, [b, o, od, oh, ow])] += w * x.at([b, c, id, ih, iw]);
         });
     });
+    if let Some(bias) = bias {
+        let space = geometry.output.iter().product();
+        for (values, bias) in y.chunks_mut(space).zip(bias.iter().cycle()) {
+            values.iter_mut().for_each(|value| *value += *bias);
+        }
+    }
+    activate_in_place(activation, &mut y);
     y
 }
 
@@ -96,7 +90,7 @@ pub(super) fn input_gradient<T: WithDType>(
 
 /// Gradient at the weight, contiguous, from the input and the gradient `y` at the output.
 pub(super) fn weight_gradient<T: WithDType>(x: View<T>, y: View<T>, geometry: &Geometry) -> Vec<T> {
-    let in_group = geometry.in_channels / geometry.groups;
+    let in_group = geometry.in_group();
     let (count, strides) = contiguous(geometry.out_channels, in_group, geometry.kernel);
     let mut weight = vec![T::zero(); count];
     products(geometry, |b, c, o, i, tap| {

@@ -135,6 +135,17 @@ fn f32_agrees_with_f64_at_the_sizes_of_models() {
 }
 
 #[test]
+fn repeated_inputs_and_gradients_are_read_like_copies() {
+    let weight = check::normal(1, &[5, 3, 3]).to_dtype(DType::F32).unwrap();
+    for stride in [1, 2] {
+        let options = ConvOptions { stride: [stride], padding: [(1, 1)], ..Default::default() };
+        check::repeated(&format!("stride {stride}"), &[4, 3, 9], |x| {
+            conv1d(x, &weight, None, &options)
+        });
+    }
+}
+
+#[test]
 fn fused_activations_have_their_gradients() {
     for activation in [
         Activation::Relu,
@@ -214,6 +225,72 @@ fn conv_transpose1d_is_the_adjoint_of_conv1d() {
         (a * b).unwrap().sum_all().unwrap().to_scalar().unwrap()
     };
     assert!((dot(&y, &z) - dot(&x, &adjoint)).abs() < 1e-9);
+}
+
+#[test]
+fn f32_agrees_with_f64_for_images_and_videos() {
+    // Batch, channels in and out, height, width, kernel, stride, dilation, groups.
+    let cases = [
+        [2, 20, 30, 17, 40, 3, 1, 1, 1],
+        [1, 12, 14, 16, 16, 3, 2, 1, 2],
+        [3, 8, 40, 33, 7, 5, 1, 2, 1],
+        [2, 40, 70, 12, 9, 1, 1, 1, 1],
+    ];
+    for [b, c, o, h, w, k, stride, dilation, groups] in cases {
+        let padding = dilation * (k - 1) / 2;
+        let options = ConvOptions {
+            stride: [stride; 2],
+            dilation: [dilation; 2],
+            padding: [(padding, padding); 2],
+            groups,
+            activation: Activation::Silu,
+        };
+        let shapes: [&[usize]; 3] = [&[b, c, h, w], &[o, c / groups, k, k], &[o]];
+        check::f32_agrees_with_f64(&format!("{shapes:?} {options:?}"), &shapes, |inputs| {
+            conv2d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+        });
+    }
+    let options = ConvOptions { padding: [(1, 1), (1, 0), (0, 1)], ..Default::default() };
+    check::f32_agrees_with_f64("conv3d", &[&[2, 9, 5, 12, 20], &[14, 9, 3, 2, 2]], |inputs| {
+        conv3d(&inputs[0], &inputs[1], None, &options)
+    });
+}
+
+#[test]
+fn f32_agrees_with_f64_for_transposed_convolutions() {
+    for (stride, dilation, groups) in [(1, 1, 1), (2, 1, 2), (4, 3, 1)] {
+        let options = ConvTranspose1dOptions {
+            stride,
+            dilation,
+            groups,
+            padding: (3, 2),
+            output_padding: stride - 1,
+        };
+        let shapes: [&[usize]; 3] = [&[3, 36, 50], &[36, 40 / groups, 8], &[40]];
+        check::f32_agrees_with_f64(&format!("{options:?}"), &shapes, |inputs| {
+            conv_transpose1d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+        });
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_thread_count() {
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let shapes: [&[usize]; 2] = [&[5, 48, 300], &[64, 48, 5]];
+        let [x, weight] = [0, 1].map(|input| {
+            let values = check::normal(input as u64, shapes[input]).to_dtype(DType::F32).unwrap();
+            candle_core::Var::from_tensor(&values).unwrap()
+        });
+        let options = ConvOptions { padding: [(2, 2)], ..Default::default() };
+        pool.install(|| {
+            let y = conv1d(&x, &weight, None, &options).unwrap();
+            let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            [&y, gradients.get(&x).unwrap(), gradients.get(&weight).unwrap()].map(check::to_vec)
+        })
+    };
+    let alone = run(1);
+    assert!(run(2) == alone && run(7) == alone);
 }
 
 #[test]

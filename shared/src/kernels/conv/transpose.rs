@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use super::{check_bias, geometry, op};
 use crate::Result;
+use crate::kernels::rows::contiguous_rows;
 use crate::kernels::{to_compute_dtype, to_dtype};
 
 /// How a transposed convolution spreads its input.
@@ -42,7 +43,7 @@ pub fn conv_transpose1d(
     let geometry = geometry::transposed(x.dims(), weight.dims(), options)?;
     check_bias(bias, geometry.in_channels)?;
     let dtype = x.dtype();
-    let x = to_compute_dtype("transposed convolution input", x)?;
+    let x = contiguous_rows(&to_compute_dtype("transposed convolution input", x)?, 2)?;
     let weight = to_compute_dtype("transposed convolution weight", weight)?;
     let y = x.apply_op2(&weight, op::Transposed(geometry))?;
     let y = match bias {

@@ -1,7 +1,6 @@
 //! Matrix products: batched, and of a layer's input with its weight.
 
 mod op;
-mod reference;
 
 use candle_core::Tensor;
 
@@ -39,7 +38,8 @@ pub fn linear(
     let tracked =
         [Some(&x), Some(&weight), bias.as_ref()].into_iter().flatten().any(Tensor::track_op);
     let is_fused = !tracked || activation.is_output_differentiable();
-    let op = op::Linear(if is_fused { activation } else { Activation::Identity });
+    let fused = if is_fused { activation } else { Activation::Identity };
+    let op = op::Linear { activation: fused, packed: None };
     let flat = x.reshape((rows, last))?;
     let y = match &bias {
         Some(bias) => flat.apply_op3(&weight, bias, op)?,
@@ -72,6 +72,8 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{DType, Device};
+
     use super::*;
     use crate::kernels::check;
 
@@ -97,5 +99,51 @@ mod tests {
                 matmul(&inputs[0], &inputs[1])
             });
         }
+    }
+
+    #[test]
+    fn f32_agrees_with_f64_at_the_sizes_of_models() {
+        for [rows, inputs, outputs] in
+            [[1, 700, 300], [5, 40, 1000], [300, 1100, 70], [130, 64, 64]]
+        {
+            let shapes: [&[usize]; 3] = [&[2, rows, inputs], &[outputs, inputs], &[outputs]];
+            check::f32_agrees_with_f64(&format!("linear {shapes:?}"), &shapes, |inputs| {
+                linear(&inputs[0], &inputs[1], Some(&inputs[2]), Activation::Gelu)
+            });
+        }
+        for [m, k, n] in [[200, 64, 200], [33, 600, 17], [1, 50, 130]] {
+            let shapes: [&[usize]; 2] = [&[2, 3, m, k], &[2, 3, k, n]];
+            check::f32_agrees_with_f64(&format!("matmul {shapes:?}"), &shapes, |inputs| {
+                matmul(&inputs[0], &inputs[1])
+            });
+        }
+    }
+
+    #[test]
+    fn repeated_inputs_and_gradients_are_read_like_copies() {
+        let weight = check::normal(1, &[6, 7]).to_dtype(DType::F32).unwrap();
+        check::repeated("linear", &[5, 7], |x| linear(x, &weight, None, Activation::Identity));
+        let right = check::normal(1, &[3, 7, 4]).to_dtype(DType::F32).unwrap();
+        check::repeated("matmul", &[3, 5, 7], |x| matmul(x, &right));
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+        let weight = zeros(&[4, 7]);
+        for x in [&[][..], &[6], &[7, 3]] {
+            assert!(linear(&zeros(x), &weight, None, Activation::Identity).is_err(), "{x:?}");
+        }
+        let x = zeros(&[2, 7]);
+        assert!(linear(&x, &zeros(&[7]), None, Activation::Identity).is_err());
+        assert!(linear(&x, &weight, Some(&zeros(&[5])), Activation::Identity).is_err());
+        for (a, b) in [(&[3, 4][..], &[5, 3][..]), (&[4], &[4]), (&[2, 3, 4], &[3, 4, 5])] {
+            assert!(matmul(&zeros(a), &zeros(b)).is_err(), "{a:?} {b:?}");
+        }
+        // Nothing to sum and nothing to compute are no errors.
+        let bias = Tensor::new(&[1f32, -2.0, 3.0], &Device::Cpu).unwrap();
+        let y = linear(&zeros(&[2, 0]), &zeros(&[3, 0]), Some(&bias), Activation::Relu).unwrap();
+        assert_eq!(y.to_vec2::<f32>().unwrap(), [[1.0, 0.0, 3.0], [1.0, 0.0, 3.0]]);
+        assert_eq!(matmul(&zeros(&[0, 2, 3]), &zeros(&[0, 3, 4])).unwrap().dims(), [0, 2, 4]);
     }
 }

@@ -1,13 +1,14 @@
 //! Matrix products and their gradients as operations of candle's graph.
 
-use candle_core::backend::BackendStorage;
+use std::sync::Arc;
+
 use candle_core::{
     CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail,
 };
 
-use super::reference::{self, Matrix};
-use crate::kernels::activation::{self, Activation, apply};
+use crate::kernels::activation::{self, Activation, activate_in_place};
 use crate::kernels::contiguous_slice;
+use crate::kernels::gemm::{self, Matrix, PackedRight, Start};
 
 type Argument<'a> = (&'a CpuStorage, &'a Layout);
 
@@ -26,17 +27,11 @@ impl CustomOp2 for MatMul {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Ok(match a {
-            CpuStorage::F32(_) => {
-                let (values, shape) = products::<f32>((a, a_layout), (b, b_layout))?;
-                (CpuStorage::F32(values), shape)
-            }
-            CpuStorage::F64(_) => {
-                let (values, shape) = products::<f64>((a, a_layout), (b, b_layout))?;
-                (CpuStorage::F64(values), shape)
-            }
-            other => bail!("matmul of {:?}", other.dtype()),
-        })
+        let arguments = ((a, a_layout), (b, b_layout));
+        match a {
+            CpuStorage::F64(_) => precise(arguments.0, arguments.1, None, Activation::Identity),
+            _ => fast(arguments.0, arguments.1, None, None, Activation::Identity),
+        }
     }
 
     fn bwd(
@@ -57,9 +52,13 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     a.apply_op2_no_bwd(b, &MatMul)
 }
 
-/// `x` `[N, I]` times the transpose of a weight `[O, I]`, plus a bias, after an activation whose
-/// derivative follows from its output.
-pub(super) struct Linear(pub Activation);
+/// `x` `[N, I]` times the transpose of a weight `[O, I]`, plus a bias, after an activation.
+pub(super) struct Linear {
+    /// In training one whose derivative follows from its output.
+    pub activation: Activation,
+    /// The transposed weight in the form of the fast path, if it was packed before.
+    pub packed: Option<Arc<PackedRight>>,
+}
 
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
@@ -83,7 +82,7 @@ impl CustomOp2 for Linear {
         y: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradient = activation::gradient_from_output(y, gradient, self.0)?;
+        let gradient = activation::gradient_from_output(y, gradient, self.activation)?;
         Ok((
             x.track_op().then(|| product(&gradient, weight)).transpose()?,
             weight.track_op().then(|| product(&gradient.t()?, x)).transpose()?,
@@ -116,7 +115,7 @@ impl CustomOp3 for Linear {
         y: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let gradient = activation::gradient_from_output(y, gradient, self.0)?;
+        let gradient = activation::gradient_from_output(y, gradient, self.activation)?;
         Ok((
             x.track_op().then(|| product(&gradient, weight)).transpose()?,
             weight.track_op().then(|| product(&gradient.t()?, x)).transpose()?,
@@ -133,55 +132,66 @@ impl Linear {
         bias: Option<Argument>,
     ) -> Result<(CpuStorage, Shape)> {
         let transposed = weight_layout.transpose(0, 1)?;
-        let weight = (weight, &transposed);
-        Ok(match x.0 {
-            CpuStorage::F32(_) => {
-                let (mut y, shape) = products::<f32>(x, weight)?;
-                finish(&mut y, bias, self.0)?;
-                (CpuStorage::F32(y), shape)
-            }
-            CpuStorage::F64(_) => {
-                let (mut y, shape) = products::<f64>(x, weight)?;
-                finish(&mut y, bias, self.0)?;
-                (CpuStorage::F64(y), shape)
-            }
-            other => bail!("linear of {:?}", other.dtype()),
-        })
-    }
-}
-
-/// Adds the bias to each row and applies the activation.
-fn finish<T: WithDType>(y: &mut [T], bias: Option<Argument>, activation: Activation) -> Result<()> {
-    if let Some((storage, layout)) = bias {
-        let bias = contiguous_slice::<T>(storage, layout)?;
-        for row in y.chunks_mut(bias.len().max(1)) {
-            row.iter_mut().zip(bias).for_each(|(value, &bias)| *value += bias);
+        match x.0 {
+            CpuStorage::F64(_) => precise(x, (weight, &transposed), bias, self.activation),
+            _ => fast(x, (weight, &transposed), self.packed.as_deref(), bias, self.activation),
         }
     }
-    if activation != Activation::Identity {
-        y.iter_mut().for_each(|value| *value = T::from_f64(apply(activation, value.to_f64())));
-    }
-    Ok(())
 }
 
-fn products<T: WithDType>(a: Argument, b: Argument) -> Result<(Vec<T>, Shape)> {
-    let (leading, [rows, depth]) = split(a.1)?;
-    let (_, [_, columns]) = split(b.1)?;
-    let shape: Vec<usize> = leading.iter().copied().chain([rows, columns]).collect();
-    let (Some(count), Some(size)) = (
-        shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim)),
-        rows.checked_mul(columns),
-    ) else {
-        bail!("a product of shape {shape:?} is too large")
+/// `activation(a b + bias)` for all matrices of `a` and `b`, in `f32`; `packed` is the only matrix
+/// of `b`, if it was packed before.
+fn fast(
+    a: Argument,
+    b: Argument,
+    packed: Option<&PackedRight>,
+    bias: Option<Argument>,
+    activation: Activation,
+) -> Result<(CpuStorage, Shape)> {
+    let shape = product_shape(a.1, b.1)?;
+    let bias = bias.map(|(bias, layout)| contiguous_slice(bias, layout)).transpose()?;
+    let start = bias.map_or(Start::Zero, Start::ColumnBias);
+    let products = match packed {
+        Some(packed) => {
+            let columns = b.1.dims()[1];
+            gemm::products_with(&matrices(a)?, &[packed], columns, start, activation)
+        }
+        None => gemm::products(&matrices(a)?, &matrices(b)?, start, activation),
     };
-    let mut out = vec![T::zero(); count];
-    if size > 0 {
-        let matrices = matrices::<T>(a)?.into_iter().zip(matrices::<T>(b)?);
-        for ((a, b), out) in matrices.zip(out.chunks_mut(size)) {
-            reference::product(a, b, [depth, columns], out);
+    Ok((CpuStorage::F32(products), shape))
+}
+
+/// [`fast`] in `f64`, by plain loops.
+fn precise(
+    a: Argument,
+    b: Argument,
+    bias: Option<Argument>,
+    activation: Activation,
+) -> Result<(CpuStorage, Shape)> {
+    let shape = product_shape(a.1, b.1)?;
+    let bias = bias.map(|(bias, layout)| contiguous_slice(bias, layout)).transpose()?;
+    let mut out = Vec::with_capacity(shape.elem_count());
+    for (a, b) in matrices::<f64>(a)?.into_iter().zip(matrices::<f64>(b)?) {
+        for row in 0..a.rows {
+            for column in 0..b.columns {
+                let start = bias.map_or(0.0, |bias| bias[column]);
+                out.push((0..a.columns).fold(start, |sum, k| sum + a.at(row, k) * b.at(k, column)));
+            }
         }
     }
-    Ok((out, shape.into()))
+    activate_in_place(activation, &mut out);
+    Ok((CpuStorage::F64(out), shape))
+}
+
+/// Shape `[.., M, N]` of the products of `[.., M, K]` and `[.., K, N]`.
+fn product_shape(a: &Layout, b: &Layout) -> Result<Shape> {
+    let (leading, [rows, _]) = split(a)?;
+    let (_, [_, columns]) = split(b)?;
+    let dims = [leading, &[rows, columns]].concat();
+    match dims.iter().try_fold(size_of::<f64>(), |count, &dim| count.checked_mul(dim)) {
+        Some(_) => Ok(dims.into()),
+        None => bail!("a product of shape {dims:?} is too large"),
+    }
 }
 
 fn split(layout: &Layout) -> Result<(&[usize], [usize; 2])> {
@@ -194,22 +204,21 @@ fn split(layout: &Layout) -> Result<(&[usize], [usize; 2])> {
 /// The matrices of a tensor `[.., M, K]`, in row-major order of the leading dimensions.
 fn matrices<'a, T: WithDType>((storage, layout): Argument<'a>) -> Result<Vec<Matrix<'a, T>>> {
     let data = storage.as_slice::<T>()?;
-    let (leading, _) = split(layout)?;
-    let strides = layout.stride();
-    let [row_stride, column_stride] = [strides[leading.len()], strides[leading.len() + 1]];
-    Ok(offsets(leading, strides)
+    let (leading, [rows, columns]) = split(layout)?;
+    let (outer, inner) = layout.stride().split_at(leading.len());
+    let mut starts = vec![layout.start_offset()];
+    for (&dim, &stride) in leading.iter().zip(outer) {
+        starts =
+            starts.iter().flat_map(|start| (0..dim).map(move |i| start + i * stride)).collect();
+    }
+    Ok(starts
         .into_iter()
-        .map(|offset| Matrix {
-            data: &data[layout.start_offset() + offset..],
-            row_stride,
-            column_stride,
+        .map(|start| Matrix {
+            data: &data[start..],
+            rows,
+            columns,
+            row_stride: inner[0],
+            column_stride: inner[1],
         })
         .collect())
-}
-
-/// Offset of each element of a tensor, in row-major order.
-fn offsets(dims: &[usize], strides: &[usize]) -> Vec<usize> {
-    dims.iter().zip(strides).fold(vec![0], |offsets, (&dim, &stride)| {
-        offsets.iter().flat_map(|offset| (0..dim).map(move |i| offset + i * stride)).collect()
-    })
 }

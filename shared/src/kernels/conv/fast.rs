@@ -1,0 +1,189 @@
+//! Convolution in `f32`: packed weights times the virtual column matrix.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+
+use super::columns::{PatchPlan, shifted_rows};
+use super::view::View;
+use super::{Geometry, scatter};
+use crate::kernels::activation::{Activation, activate_in_place};
+use crate::kernels::gemm::{Matrix, Output, PackedLeft, Rows, Start, TileSize, multiply, threads};
+
+/// A weight, arranged for the tiles: one left matrix for each group.
+#[derive(Debug)]
+pub(crate) struct PackedWeight(Vec<PackedLeft>);
+
+impl PackedWeight {
+    /// The weight of the forward pass: rows are output channels, columns are input channels and
+    /// taps.
+    pub fn new(weight: View<f32>, geometry: &Geometry) -> Self {
+        let taps: Vec<_> = geometry.taps().collect();
+        Self::gather(geometry.groups, geometry.out_group(), geometry.in_group(), taps.len(), {
+            |group, row, column, tap| {
+                let [d, h, w] = taps[tap];
+                weight.at([group * geometry.out_group() + row, column, d, h, w])
+            }
+        })
+    }
+
+    /// The weight of the convolution, of step 1, that computes the input gradient: rows are input
+    /// channels, columns are output channels and taps, backwards.
+    pub fn backwards(weight: View<f32>, geometry: &Geometry) -> Self {
+        let taps: Vec<_> = geometry.taps().collect();
+        Self::gather(geometry.groups, geometry.in_group(), geometry.out_group(), taps.len(), {
+            |group, row, column, tap| {
+                let [d, h, w] = taps[taps.len() - 1 - tap];
+                weight.at([group * geometry.out_group() + column, row, d, h, w])
+            }
+        })
+    }
+
+    fn gather(
+        groups: usize,
+        rows: usize,
+        columns: usize,
+        taps: usize,
+        at: impl Fn(usize, usize, usize, usize) -> f32,
+    ) -> Self {
+        let mut matrix = vec![0.0; rows * columns * taps];
+        let pack = |group| {
+            for (index, element) in matrix.iter_mut().enumerate() {
+                let (row, rest) = (index / (columns * taps), index % (columns * taps));
+                *element = at(group, row, rest / taps, rest % taps);
+            }
+            PackedLeft::new(Matrix::row_major(&matrix, rows, columns * taps))
+        };
+        Self((0..groups).map(pack).collect())
+    }
+}
+
+/// How the column matrix is read.
+enum Columns<'a> {
+    /// Where the input lies, from `skip` elements after an item's first.
+    Direct { offsets: Vec<usize>, skip: usize },
+    /// From a copy of the part of the signal that a task reads, with its padding; of each channel
+    /// `len` elements.
+    Padded { offsets: Vec<usize>, len: usize },
+    /// Gathered a panel at a time.
+    Patches(PatchPlan<'a>),
+}
+
+impl<'a> Columns<'a> {
+    fn plan(x: &View<f32>, geometry: &'a Geometry, block_columns: usize) -> Self {
+        if geometry.is_pointwise() && x.is_space_contiguous(geometry.input) {
+            return Self::Direct { offsets: shifted_rows(geometry, x.strides[1]), skip: 0 };
+        }
+        let is_signal = geometry.is_signal() && geometry.stride[2] == 1 && x.strides[4] == 1;
+        if !is_signal {
+            return Self::Patches(PatchPlan::new(x, geometry));
+        }
+        let span = geometry.span(2);
+        match usize::try_from(-geometry.padding_before[2]) {
+            Ok(skip) if skip + geometry.output[2] + span <= geometry.input[2] => {
+                Self::Direct { offsets: shifted_rows(geometry, x.strides[1]), skip }
+            }
+            _ => {
+                let len = block_columns + span;
+                Self::Padded { offsets: shifted_rows(geometry, len), len }
+            }
+        }
+    }
+}
+
+/// The convolution of `x` with a packed weight, contiguous.
+pub(super) fn forward(
+    x: View<f32>,
+    weight: &PackedWeight,
+    bias: Option<&[f32]>,
+    geometry: &Geometry,
+    activation: Activation,
+) -> Vec<f32> {
+    /// Working memory of a thread: panels, and padded signals.
+    type Scratch = (Vec<f32>, Vec<f32>);
+    thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
+
+    let (rows, groups) = (geometry.out_group(), geometry.groups);
+    let positions: usize = geometry.output.iter().product();
+    let count = geometry.batch * geometry.out_channels * positions;
+    let flops = 2 * count * geometry.in_group() * geometry.taps().len();
+    let items = geometry.batch * groups;
+    let block = positions
+        .div_ceil(threads::parts(items, flops))
+        .next_multiple_of(TileSize::largest().columns)
+        .min(positions.next_multiple_of(TileSize::largest().columns));
+    let blocks = positions.div_ceil(block);
+    let columns = Columns::plan(&x, geometry, block.min(positions));
+
+    let mut y = Vec::with_capacity(count);
+    let output = Output { data: y.as_mut_ptr(), stride: positions };
+    threads::for_each(items * blocks, flops, |task| {
+        let (item, first) = (task / blocks, task % blocks * block);
+        let (item, group) = (item / groups, item % groups);
+        let part = first..positions.min(first + block);
+        let data = x.channel(item, group * geometry.in_group());
+        let left = &weight.0[group];
+        let start = bias.map_or(Start::Zero, |bias| Start::RowBias(&bias[group * rows..]));
+        SCRATCH.with_borrow_mut(|(panel, signals)| {
+            // SAFETY: the tasks write disjoint parts of `y`, which has room for all of them.
+            unsafe {
+                let output = output.from(item * geometry.out_channels + group * rows, 0);
+                match &columns {
+                    Columns::Direct { offsets, skip } => {
+                        let right = Rows { data: &data[*skip..], offsets };
+                        multiply(left, &right, part.clone(), start, output, panel);
+                    }
+                    Columns::Padded { offsets, len } => {
+                        let position = first as isize - geometry.padding_before[2];
+                        copy_padded(data, x.strides[1], geometry, position, *len, signals);
+                        let right = Rows { data: signals, offsets };
+                        multiply(left, &right, 0..part.len(), start, output.from(0, first), panel);
+                    }
+                    Columns::Patches(plan) => {
+                        multiply(left, &plan.of(data), part.clone(), start, output, panel);
+                    }
+                }
+                for row in 0..rows {
+                    let row = output.from(row, first).data;
+                    activate_in_place(activation, std::slice::from_raw_parts_mut(row, part.len()));
+                }
+            }
+        });
+    });
+    // SAFETY: the tasks wrote all elements.
+    unsafe { y.set_len(count) };
+    y
+}
+
+/// Copies `len` elements of each channel of a group, from `position` on, with zeros where there is
+/// no signal.
+fn copy_padded(
+    data: &[f32],
+    channel_stride: usize,
+    geometry: &Geometry,
+    position: isize,
+    len: usize,
+    out: &mut Vec<f32>,
+) {
+    let before = position.clamp(-(len as isize), 0).unsigned_abs();
+    let first = position.max(0) as usize;
+    let inner = (len - before).min(geometry.input[2].saturating_sub(first));
+    out.resize(geometry.in_group() * len, 0.0);
+    for (channel, out) in out.chunks_exact_mut(len).enumerate() {
+        out[..before].fill(0.0);
+        out[before..before + inner]
+            .copy_from_slice(&data[channel * channel_stride + first..][..inner]);
+        out[before + inner..].fill(0.0);
+    }
+}
+
+/// Gradient at the input, contiguous, from the gradient `dy` at the output, whose space is
+/// contiguous.
+pub(super) fn input_gradient(dy: View<f32>, weight: View<f32>, geometry: &Geometry) -> Vec<f32> {
+    match geometry.backwards() {
+        Some(backwards) => {
+            let packed = PackedWeight::backwards(weight, geometry);
+            forward(dy, &packed, None, &backwards, Activation::Identity)
+        }
+        None => scatter::input_gradient(dy, weight, geometry),
+    }
+}

@@ -1,0 +1,108 @@
+//! Whole products, spread over all threads.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+
+use super::threads;
+use super::{
+    Matrix, Output, PackedLeft, PackedRight, RightMatrix, Rows, Start, TileSize, multiply,
+};
+use crate::kernels::activation::{Activation, activate_in_place};
+
+/// Elements of a left matrix that are packed at once: 512 KiB, half of a usual second-level cache.
+const BLOCK_ELEMENTS: usize = 1 << 17;
+
+/// The products of `left[i]` `[M, K]` and `right[i]` `[K, N]`, one after the other in row-major
+/// order: `activation(start + left * right)`.
+///
+/// # Panics
+/// When the matrices of a side differ in size, or the sizes do not fit each other.
+pub(crate) fn products(
+    left: &[Matrix],
+    right: &[Matrix],
+    start: Start,
+    activation: Activation,
+) -> Vec<f32> {
+    let Some(&Matrix { rows: depth, columns, column_stride, row_stride, .. }) = right.first()
+    else {
+        return vec![];
+    };
+    if column_stride == 1 || columns == 1 {
+        let offsets: Vec<usize> = (0..depth).map(|row| row * row_stride).collect();
+        let rows: Vec<Rows> =
+            right.iter().map(|matrix| Rows { data: matrix.data, offsets: &offsets }).collect();
+        let rows: Vec<&dyn RightMatrix> = rows.iter().map(|rows| rows as _).collect();
+        products_with(left, &rows, columns, start, activation)
+    } else {
+        let packed = threads::map(right.len(), depth * columns * right.len(), |item| {
+            PackedRight::new(right[item])
+        });
+        let packed: Vec<&dyn RightMatrix> = packed.iter().map(|packed| packed as _).collect();
+        products_with(left, &packed, columns, start, activation)
+    }
+}
+
+/// [`products`] with right matrices of `columns` columns in a form of their own.
+pub(crate) fn products_with(
+    left: &[Matrix],
+    right: &[&dyn RightMatrix],
+    columns: usize,
+    start: Start,
+    activation: Activation,
+) -> Vec<f32> {
+    thread_local! {
+        static PACKED: RefCell<(PackedLeft, Vec<f32>)> = RefCell::default();
+    }
+    assert_eq!(left.len(), right.len());
+    let Some(&Matrix { rows, columns: depth, .. }) = left.first() else { return vec![] };
+    let count = left.len() * rows * columns;
+    if count == 0 {
+        return vec![];
+    }
+    if depth == 0 {
+        let mut out = match start {
+            Start::ColumnBias(bias) => bias.repeat(left.len() * rows),
+            _ => vec![0.0; count],
+        };
+        activate_in_place(activation, &mut out);
+        return out;
+    }
+    let flops = 2 * count * depth;
+    let tile = TileSize::largest();
+    let parts = threads::parts(left.len(), flops);
+    let fitting_rows = BLOCK_ELEMENTS / depth / tile.rows * tile.rows;
+    let block_rows =
+        rows.div_ceil(parts).next_multiple_of(tile.rows).min(fitting_rows).max(tile.rows);
+    let row_blocks = rows.div_ceil(block_rows);
+    // Few rows are split by columns.
+    let column_blocks = parts.div_ceil(row_blocks);
+    let block_columns = columns.div_ceil(column_blocks).next_multiple_of(tile.columns);
+    let column_blocks = columns.div_ceil(block_columns);
+
+    let mut out = Vec::with_capacity(count);
+    let output = Output { data: out.as_mut_ptr(), stride: columns };
+    threads::for_each(left.len() * row_blocks * column_blocks, flops, |task| {
+        let (block, item) =
+            (task % (row_blocks * column_blocks), task / (row_blocks * column_blocks));
+        let first_row = block / column_blocks * block_rows;
+        let first_column = block % column_blocks * block_columns;
+        let part = left[item].rows_from(first_row, block_rows.min(rows - first_row));
+        let columns = first_column..columns.min(first_column + block_columns);
+        PACKED.with_borrow_mut(|(packed, buffer)| {
+            packed.pack(part);
+            // SAFETY: the tasks write disjoint parts of `out`, which has room for all of them.
+            unsafe {
+                let output = output.from(item * rows + first_row, 0);
+                multiply(packed, right[item], columns.clone(), start, output, buffer);
+                for row in 0..part.rows {
+                    let start = output.data.add(row * output.stride + columns.start);
+                    let row = std::slice::from_raw_parts_mut(start, columns.len());
+                    activate_in_place(activation, row);
+                }
+            }
+        });
+    });
+    // SAFETY: the tasks wrote all elements.
+    unsafe { out.set_len(count) };
+    out
+}
