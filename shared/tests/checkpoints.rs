@@ -74,6 +74,7 @@ fn what_is_left_out_is_reported() {
         let mut expected = vec![
             "left out __main__.Config: 1 in all, the first at config".to_string(),
             "left out __main__.Mode: 2 in all, the first at modes.0".to_string(),
+            "left out a tensor with metadata: 1 in all, the first at negated (tensors inside: 1)".to_string(),
             "left out argparse.Namespace: 1 in all, the first at args".to_string(),
             format!("left out {builtins}.{range}: 1 in all, the first at range"),
             "left out torch.ComplexFloatStorage: 1 in all, the first at complex (tensors inside: 1)".to_string(),

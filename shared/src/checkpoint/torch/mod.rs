@@ -2,6 +2,7 @@
 //! from 0.1.10 on, a tar archive before.
 
 mod archive;
+mod calls;
 mod rebuild;
 mod storage;
 mod stream;

@@ -7,9 +7,10 @@ use candle_core::Tensor;
 
 use super::super::element::{Element, element_count};
 use super::super::pickle::{Graph, Id, Node};
-use super::super::{Checkpoint, Format, MAX_DIMENSIONS, MAX_TENSORS, Value, shown};
-use super::storage::{View, element_of_dtype};
-use super::{Container, Outside};
+use super::super::{Checkpoint, Format, MAX_TENSORS, Value, shown};
+use super::Container;
+use super::calls::{Calls, Made};
+use super::storage::View;
 use crate::limits::Limits;
 use crate::{Error, Result};
 
@@ -42,7 +43,7 @@ pub(super) fn rebuild<'a>(
     let (floor, times) = MAX_EXPANSION;
     let mut rebuilder = Rebuilder {
         graph,
-        container,
+        calls: Calls { graph, container },
         path,
         value_bytes: Budget::new("bytes of values", limits.header_bytes as u64),
         tensor_bytes: Budget::new(
@@ -110,18 +111,9 @@ struct Skipped {
     tensors: usize,
 }
 
-/// What a call makes, if it makes a tensor.
-enum Made<'a> {
-    Tensor(View<'a>),
-    /// A tensor of a kind that is not supported: which.
-    Unsupported(String),
-    /// Something else.
-    Other,
-}
-
 struct Rebuilder<'g, 'a> {
     graph: &'g Graph<'a>,
-    container: &'g dyn Container<'a>,
+    calls: Calls<'g, 'a>,
     path: &'g Path,
     /// Values are copied wherever a shared one occurs; the budget ends exponential growth.
     value_bytes: Budget,
@@ -165,11 +157,13 @@ impl<'a> Rebuilder<'_, 'a> {
             Node::Set(items) => Value::Set(self.values(items)?),
             Node::Dict(entries) => self.dictionary(entries)?,
             Node::Global { module, name } => self.foreign(&format!("{module}.{name}"), id)?,
-            Node::Call(_) | Node::Persistent(_) => match self.tensor_at(id, 0)? {
-                Made::Tensor(view) => Value::Tensor(self.tensor(id, &view)?),
-                Made::Unsupported(kind) => self.foreign(&kind, id)?,
-                Made::Other => self.object(id)?,
-            },
+            Node::Call(_) | Node::Persistent(_) => {
+                match self.calls.made(id).map_err(|reason| self.fail(reason))? {
+                    Made::Tensor(view) => Value::Tensor(self.tensor(id, &view)?),
+                    Made::Unsupported(kind) => self.foreign(&kind, id)?,
+                    Made::Other => self.object(id)?,
+                }
+            }
         })
     }
 
@@ -204,7 +198,7 @@ impl<'a> Rebuilder<'_, 'a> {
     fn object(&mut self, id: Id) -> Result<Value> {
         let graph = self.graph;
         let Node::Call(call) = graph.node(id) else { return self.foreign("a class", id) };
-        let Some((module, name)) = self.global(call.callable) else {
+        let Some((module, name)) = self.calls.function(call.callable) else {
             return self.foreign("an object made by an object", id);
         };
         let argument = |index: usize| graph.items(call.arguments).get(index).copied();
@@ -241,120 +235,6 @@ impl<'a> Rebuilder<'_, 'a> {
         }
     }
 
-    /// The tensor that the node `id` stands for, if it is one; `wrappers` counts the calls around
-    /// it, such as that which makes it a parameter.
-    fn tensor_at(&self, id: Id, wrappers: usize) -> Result<Made<'a>> {
-        let graph = self.graph;
-        let call = match graph.node(id) {
-            Node::Call(call) => call,
-            Node::Persistent(outside) => {
-                return match self.find(*outside)? {
-                    Outside::Tensor(view) => Ok(Made::Tensor(view)),
-                    Outside::Unsupported(kind) => Ok(Made::Unsupported(kind)),
-                    Outside::Class(_) => Ok(Made::Other),
-                };
-            }
-            _ => return Ok(Made::Other),
-        };
-        self.tensor_of(call.callable, graph.items(call.arguments), wrappers)
-    }
-
-    /// The tensor that calling `callable` with `arguments` would make, if it is one.
-    fn tensor_of(&self, callable: Id, arguments: &[Id], wrappers: usize) -> Result<Made<'a>> {
-        let Some(function) = self.global(callable) else { return Ok(Made::Other) };
-        let argument = |index: usize| {
-            let missing = || self.fail(format!("{}.{} lacks an argument", function.0, function.1));
-            arguments.get(index).copied().ok_or_else(missing)
-        };
-        if wrappers > 3 {
-            return Err(self.fail("a tensor is wrapped too often"));
-        }
-        match function {
-            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => {
-                self.view(arguments, None)
-            }
-            ("torch._utils", "_rebuild_tensor_v3") => self.view(arguments, Some(argument(6)?)),
-            // A parameter is its data. The classes themselves were called before 0.4.
-            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")
-            | ("torch.nn.parameter", "Parameter" | "Buffer")
-            | ("torch.autograd.variable", "Variable") => {
-                match self.tensor_at(argument(0)?, wrappers + 1)? {
-                    Made::Other => Err(self.fail("a parameter without a tensor")),
-                    made => Ok(made),
-                }
-            }
-            // A tensor with attributes: the function that makes it, its class, the arguments.
-            ("torch._tensor", "_rebuild_from_type_v2") => {
-                let inner = self.graph.items(argument(2)?);
-                self.tensor_of(argument(0)?, inner, wrappers + 1)
-            }
-            ("torch._utils", name) if name.starts_with("_rebuild_") => {
-                Ok(Made::Unsupported(format!("torch._utils.{}", shown(name))))
-            }
-            _ => Ok(Made::Other),
-        }
-    }
-
-    /// The view that `arguments` (storage, offset, shape, strides, ..) describe; its elements are
-    /// of the node `dtype`, or as the storage says.
-    fn view(&self, arguments: &[Id], dtype: Option<Id>) -> Result<Made<'a>> {
-        let graph = self.graph;
-        let &[storage, offset, shape, strides, ..] = arguments else {
-            return Err(self.fail("a tensor lacks its storage, offset, shape or strides"));
-        };
-        let mut storage = match graph.node(storage) {
-            Node::Persistent(outside) => match self.find(*outside)? {
-                Outside::Tensor(view) => view.storage,
-                Outside::Unsupported(kind) => return Ok(Made::Unsupported(kind)),
-                Outside::Class(_) => return Err(self.fail("a class instead of a storage")),
-            },
-            // The one case in which an unknown call would decide on a tensor's elements.
-            Node::Call(call) => {
-                let (module, name) = self.global(call.callable).unwrap_or(("an", "object"));
-                let reason =
-                    format!("a tensor's storage is made by {module}.{name}, which is refused");
-                return Err(self.fail(reason));
-            }
-            _ => return Err(self.fail("a tensor without a storage")),
-        };
-        if let Some(dtype) = dtype {
-            match self.global(dtype) {
-                Some(("torch", name)) => match element_of_dtype(name) {
-                    Some(element) => storage.element = element,
-                    None => return Ok(Made::Unsupported(format!("torch.{}", shown(name)))),
-                },
-                _ => return Err(self.fail("a tensor without a dtype")),
-            }
-        }
-        let offset = graph.size(offset).ok_or_else(|| self.fail("a tensor's offset is no size"))?;
-        let shape =
-            self.sizes(shape).ok_or_else(|| self.fail("a tensor's shape is no tuple of sizes"))?;
-        let strides = self
-            .sizes(strides)
-            .ok_or_else(|| self.fail("a tensor's strides are no tuple of sizes"))?;
-        if shape.len() != strides.len() || shape.len() > MAX_DIMENSIONS {
-            return Err(self.fail(format!(
-                "a tensor of {} dimensions with {} strides",
-                shape.len(),
-                strides.len()
-            )));
-        }
-        Ok(Made::Tensor(View { storage, offset, shape, strides }))
-    }
-
-    /// The sizes in a tuple or list, or in the `torch.Size` of one.
-    fn sizes(&self, id: Id) -> Option<Vec<usize>> {
-        let graph = self.graph;
-        let items = match graph.node(id) {
-            Node::Tuple(items) | Node::List(items) => items,
-            Node::Call(call) if self.global(call.callable) == Some(("torch", "Size")) => {
-                graph.items(*graph.items(call.arguments).first()?)
-            }
-            _ => return None,
-        };
-        items.iter().map(|&item| graph.size(item)).collect()
-    }
-
     /// Makes the tensor of node `id`, once.
     fn tensor(&mut self, id: Id, view: &View<'a>) -> Result<Tensor> {
         if let Some(tensor) = self.made.get(&id) {
@@ -385,25 +265,6 @@ impl<'a> Rebuilder<'_, 'a> {
         Ok(tensor)
     }
 
-    /// The names of the module and of the class or function that `id` stands for.
-    fn global(&self, id: Id) -> Option<(&'a str, &'a str)> {
-        match self.graph.node(id) {
-            Node::Global { module, name } => Some((module, name)),
-            Node::Persistent(outside) => match self.container.find(self.graph, *outside) {
-                Ok(Outside::Class(class)) => match self.graph.node(class) {
-                    Node::Global { module, name } => Some((module, name)),
-                    _ => None,
-                },
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    fn find(&self, outside: Id) -> Result<Outside<'a>> {
-        self.container.find(self.graph, outside).map_err(|reason| self.fail(reason))
-    }
-
     /// Leaves out the object `id` of `class`, and remembers that.
     fn foreign(&mut self, class: &str, id: Id) -> Result<Value> {
         self.spend_value(class.len())?;
@@ -430,7 +291,7 @@ impl<'a> Rebuilder<'_, 'a> {
                 continue;
             }
             if let Node::Call(call) = self.graph.node(id)
-                && let Some(("torch._utils", name)) = self.global(call.callable)
+                && let Some(("torch._utils", name)) = self.calls.function(call.callable)
                 && name.starts_with("_rebuild_tensor")
             {
                 count += 1;

@@ -36,7 +36,7 @@ class Config(dict):
 def tensors_of(value, name=""):
     join = lambda part: f"{name}.{part}" if name else str(part)
     if isinstance(value, torch.Tensor):
-        known = not value.is_sparse and not value.is_complex()
+        known = not (value.is_sparse or value.is_complex() or value.is_neg())
         return {name or "tensor": value.detach()} if known else {}
     if type(value) in (dict, collections.OrderedDict, collections.defaultdict):
         parts = value.items()
@@ -190,6 +190,8 @@ def foreign():
         "module": torch.nn.Linear(2, 2),
         "complex": torch.tensor([1j]),
         "sparse": torch.eye(2).to_sparse(),
+        # Stored with the wrong sign, and a mark that says so.
+        "negated": torch.tensor([1 + 2j]).conj().imag,
         "device": torch.device("cpu"),
         "dtype": torch.float32,
         "range": range(3),
