@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
-use shared::nn::functional::{Activation, ConvOptions, batch_norm_train, conv1d, linear, softmax};
+use shared::nn::functional::{Activation, ConvOptions, batch_norm_train, conv1d, linear};
 use shared::nn::{Weights, functional};
 use shared::rng::Stream;
 use shared::train::{AdamConfig, Gradients, Optimiser, Rule};
@@ -113,12 +113,8 @@ fn by_operation(config: &NetworkConfig, batch: usize, frames: usize) -> Result<(
     let blocks: Vec<Tensor> = (0..depth).map(|_| signal(trunk)).collect::<Result<_>>()?;
     time("concatenate blocks", 1, &blocks, |x| Ok(Tensor::cat(x, 1)?))?;
     time("tanh", 1, &[signal(128)?], |x| functional::activate(&x[0], Activation::Tanh))?;
-    time("softmax", 1, &[signal(cat)?], |x| softmax(&x[0], 2))?;
-    time("weighted statistics", 1, &[signal(cat)?, signal(cat)?], |x| {
-        let weighted = (&x[0] * &x[1])?;
-        let mean = weighted.sum(2)?;
-        let variance = ((&weighted * &x[1])?.sum(2)? - mean.sqr()?)?;
-        Ok(Tensor::cat(&[mean, variance.maximum(1e-9)?.sqrt()?], 1)?)
+    time("attentive statistics", 1, &[signal(cat)?, signal(cat)?], |x| {
+        functional::attentive_statistics(&x[0], &x[1])
     })?;
     let embedding = config.embedding;
     let inputs = [noise(&[batch, 2 * cat])?, noise(&[embedding, 2 * cat])?];

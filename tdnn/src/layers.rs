@@ -3,12 +3,8 @@
 
 use candle_core::{D, Tensor};
 use shared::Result;
-use shared::nn::functional::softmax;
 
 use crate::architecture::RES2_SCALE;
-
-/// Variance below which the pooled deviation does not fall.
-const VARIANCE_FLOOR: f64 = 1e-9;
 
 /// Res2 cascade over `x` `[B, C, T]`, C a multiple of [`RES2_SCALE`]: the channels are split into
 /// groups; `convolution(j, ..)` sees group j plus the result of group j-1; the last group passes
@@ -67,17 +63,4 @@ pub(crate) fn trunk(
         outputs.push(output);
     }
     Ok(Tensor::cat(&outputs[1..], 1)?)
-}
-
-/// Mean and standard deviation over time of `x` `[B, C, T]`, weighted by the softmax over time of
-/// `scores` `[B, C, T]`: `[B, 2 C]`, means first (Okabe et al. 2018, equations 5 to 7).
-///
-/// # Errors
-/// When the shapes differ.
-pub(crate) fn attentive_statistics(x: &Tensor, scores: &Tensor) -> Result<Tensor> {
-    let weighted = (softmax(scores, 2)? * x)?;
-    let mean = weighted.sum(D::Minus1)?;
-    let variance = ((weighted * x)?.sum(D::Minus1)? - mean.sqr()?)?;
-    let deviation = variance.maximum(VARIANCE_FLOOR)?.sqrt()?;
-    Ok(Tensor::cat(&[mean, deviation], 1)?)
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use shared::nn::functional::{Activation, ConvOptions};
+use shared::nn::functional::{Activation, ConvOptions, attentive_statistics};
 use shared::nn::{BatchNorm1d, Conv1d, Linear, Weights};
 use shared::{Error, Result};
 
 use crate::architecture::{
     ATTENTION_CHANNELS, Block as BlockShape, NetworkConfig, RES2_SCALE, SE_REDUCTION,
 };
-use crate::layers::{attentive_statistics, res2, squeeze_excite, trunk};
+use crate::layers::{res2, squeeze_excite, trunk};
 
 /// Added to the variance by every batch norm.
 pub const BATCH_NORM_EPS: f64 = 1e-5;

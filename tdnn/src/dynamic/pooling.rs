@@ -3,10 +3,9 @@
 use candle_core::Tensor;
 use shared::Result;
 use shared::nn::Weights;
-use shared::nn::functional::Activation;
+use shared::nn::functional::{Activation, attentive_statistics};
 
 use super::{Channels, ConvSelection, DynamicConv1d};
-use crate::layers::attentive_statistics;
 
 /// Weighted mean and deviation over time; two 1x1 convolutions score the frames of each channel.
 pub struct DynamicAttentivePooling {
