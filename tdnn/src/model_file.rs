@@ -132,7 +132,7 @@ impl ModelFile {
     /// # Errors
     /// As [`ModelFile::read`].
     pub fn from_bytes(bytes: &[u8], name: &Path, limits: &Limits) -> Result<Self> {
-        Self::of_checkpoint(safetensors::read_bytes(bytes, name, limits)?, name)
+        Self::of_checkpoint(checkpoint::read_bytes(bytes, name, limits)?, name)
     }
 
     /// Writes the model to the file `path`, whole or not at all.
