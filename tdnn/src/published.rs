@@ -53,8 +53,17 @@ pub fn read_subnet(
 ) -> Result<PublishedSubnet> {
     let full = read_supernet(supernet, limits, device)?;
     let checkpoint = checkpoint::read(batch_norms, limits)?;
+    with_batch_norms(&full, checkpoint, batch_norms)
+}
+
+/// The subnet of `supernet` that the file `batch_norms`, read as `checkpoint`, describes.
+fn with_batch_norms(
+    supernet: &Supernet,
+    checkpoint: Checkpoint,
+    batch_norms: &Path,
+) -> Result<PublishedSubnet> {
     let architecture = architecture_of(&checkpoint.values, batch_norms)?;
-    let (config, mut tensors) = full.materialise(&architecture)?;
+    let (config, mut tensors) = supernet.materialise(&architecture)?;
     let entries = named_like(&checkpoint, "layer1.bn.weight", batch_norms)?;
     replace_batch_norms(&mut tensors, entries, batch_norms)?;
     let mut results = match checkpoint.values.to_json() {
@@ -174,4 +183,101 @@ fn replace_batch_norms(
         return Ok(());
     }
     Err(Error::Tensors { path: path.to_path_buf(), report: report.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::checkpoint::Format;
+
+    use super::*;
+
+    const ARCHITECTURE: &str = "1.12.16.3.1.17";
+
+    fn supernet() -> Supernet {
+        let config = NetworkConfig {
+            features: 10,
+            embedding: 6,
+            architecture: "2.16.24.16.5.3.5.20".parse().unwrap(),
+        };
+        Supernet::new(config, &Weights::fresh(1, DType::F32, &Device::Cpu)).unwrap()
+    }
+
+    /// A batch-norm file for [`ARCHITECTURE`] whose vectors are all `value`.
+    fn batch_norms(prefix: &str, value: f64) -> Checkpoint {
+        let (_, tensors) = supernet().materialise(&ARCHITECTURE.parse().unwrap()).unwrap();
+        let is_norm = |name: &str| name.contains(".bn.") || name.starts_with("bn");
+        let norms = tensors.into_iter().filter(|(name, _)| is_norm(name));
+        let sizes = |sizes: &[i128]| Value::List(sizes.iter().copied().map(Value::Int).collect());
+        let subnet =
+            Value::Tuple(vec![Value::Int(1), sizes(&[12, 16]), sizes(&[3, 1]), Value::Int(17)]);
+        let text = |text: &str| Value::Text(text.into());
+        Checkpoint {
+            format: Format::Safetensors,
+            tensors: norms
+                .map(|(name, tensor)| {
+                    let filled = (tensor.zeros_like().unwrap() + value).unwrap();
+                    (format!("{prefix}{name}"), filled)
+                })
+                .collect(),
+            values: Value::Dict(vec![
+                (text("subnet"), subnet),
+                (text("EER (%) w/ AS-Norm"), Value::Float(0.94)),
+            ]),
+            metadata: BTreeMap::new(),
+            notes: vec![],
+        }
+    }
+
+    #[test]
+    fn batch_norms_replace_those_of_the_supernet_under_any_prefix() {
+        for prefix in ["", "bn.", "bn.module.", "bn.__S__.", "bn.module.__S__."] {
+            let file = batch_norms(prefix, 3.0);
+            let subnet = with_batch_norms(&supernet(), file, Path::new("x.bn.tar")).unwrap();
+            assert_eq!(subnet.config.architecture.to_string(), ARCHITECTURE);
+            assert_eq!(subnet.results["EER (%) w/ AS-Norm"], 0.94);
+            let norms = ["layer1.bn.weight", "bnpool.running_var", "blocks.0.last_conv.bn.bias"];
+            for name in norms {
+                let values: Vec<f32> = subnet.tensors[name].to_vec1().unwrap();
+                assert!(values.iter().all(|value| *value == 3.0), "{prefix} {name}");
+            }
+            let counter = &subnet.tensors["bnembed.num_batches_tracked"];
+            assert_eq!(counter.to_scalar::<i64>().unwrap(), 3);
+            let origin = Path::new("x");
+            let device = Device::Cpu;
+            crate::Subnet::from_tensors(subnet.config, subnet.tensors, origin, false, &device)
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn incomplete_and_foreign_batch_norms_are_refused() {
+        type Damage = fn(&mut Checkpoint);
+        let damages: [(&str, Damage); 6] = [
+            ("bnpool.running_mean", |file| {
+                file.tensors.remove("bn.bnpool.running_mean");
+            }),
+            ("unexpected", |file| {
+                let zero = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+                file.tensors.insert("bn.blocks.1.first_conv.bn.bias".into(), zero);
+            }),
+            ("expected shape [12], found [13]", |file| {
+                let longer = Tensor::zeros(13, DType::F32, &Device::Cpu).unwrap();
+                file.tensors.insert("bn.layer1.bn.weight".into(), longer);
+            }),
+            ("found 0", |file| file.tensors.clear()),
+            ("`subnet`", |file| file.values = Value::Dict(vec![])),
+            ("`subnet`", |file| {
+                if let Value::Dict(entries) = &mut file.values {
+                    entries[0].1 = Value::Tuple(vec![Value::Int(-1); 4]);
+                }
+            }),
+        ];
+        for (expected, damage) in damages {
+            let mut file = batch_norms("bn.", 1.0);
+            damage(&mut file);
+            let refused = with_batch_norms(&supernet(), file, Path::new("x.bn.tar"));
+            let message = refused.err().unwrap().to_string();
+            assert!(message.contains(expected) && message.contains("x.bn.tar"), "{message}");
+        }
+    }
 }

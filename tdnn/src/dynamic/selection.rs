@@ -75,3 +75,40 @@ impl Channels {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn choices_take_the_channels_they_name() {
+        let rows = Tensor::arange(0u32, 32, &Device::Cpu).unwrap().reshape((16, 2)).unwrap();
+        for (channels, expected) in [
+            (Channels::All, (0..16).collect::<Vec<u32>>()),
+            (Channels::First(16), (0..16).collect()),
+            (Channels::First(3), vec![0, 1, 2]),
+            (Channels::index([5, 0, 5]), vec![5, 0, 5]),
+            (Channels::first_of_slabs(2, 8, 3), vec![0, 1, 2, 8, 9, 10]),
+            (Channels::first_of_slabs(1, 8, 8), (0..8).collect()),
+            (Channels::res2_groups(16, 8), vec![0, 2, 4, 6, 8, 10, 12, 14]),
+            // A rest of the division by eight is left out.
+            (Channels::res2_groups(16, 15), vec![0, 2, 4, 6, 8, 10, 12, 14]),
+            (Channels::res2_groups(16, 16), (0..16).collect()),
+        ] {
+            let chosen: Vec<Vec<u32>> = channels.select(&rows, 0).unwrap().to_vec2().unwrap();
+            let firsts: Vec<u32> = chosen.iter().map(|row| row[0] / 2).collect();
+            assert_eq!(firsts, expected, "{channels:?}");
+            assert_eq!(channels.count(16), expected.len(), "{channels:?}");
+        }
+    }
+
+    #[test]
+    fn channels_that_do_not_exist_are_refused() {
+        let row = Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu).unwrap();
+        for channels in [Channels::First(5), Channels::index([4]), Channels::index([0, 9])] {
+            assert!(channels.select(&row, 0).is_err(), "{channels:?}");
+        }
+    }
+}
