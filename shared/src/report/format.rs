@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers and texts as people read them.
 
 /// A whole number with its thousands apart: `37,611`.
 pub fn count(number: u64) -> String {
@@ -83,6 +83,12 @@ pub fn percent_with_interval(share: f64, low: f64, high: f64, decimals: usize) -
 /// A number with its confidence interval: `0.412 (0.387 to 0.440)`.
 pub fn number_with_interval(value: f64, low: f64, high: f64, decimals: usize) -> String {
     format!("{value:.decimals$} ({low:.decimals$} to {high:.decimals$})")
+}
+
+/// The text without line breaks and other control characters, which would tear a line or steer a
+/// terminal.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Puts a comma before every third of the whole digits of a decimal number.
@@ -175,6 +181,11 @@ mod tests {
         ] {
             assert_eq!(bytes(size), text);
         }
+    }
+
+    #[test]
+    fn terminals_are_not_steered() {
+        assert_eq!(one_line("a\r\n\u{1b}[2Jb\u{9b}c"), "a   [2Jb c");
     }
 
     #[test]

@@ -1,114 +1,155 @@
-//! Plots: lines, points and bars over two axes.
+//! Plots: lines, points, bars, histograms and bands over two axes.
 
+use std::io::Write;
 use std::path::Path;
 
-use super::scale::{Axis, Scale};
-use super::svg::{COLOUR_COUNT, Pixels, Svg};
+use super::layout::Layout;
+use super::scale::Axis;
+use super::svg::Svg;
 use crate::{Result, files};
 
 /// A plot as a vector picture, readable on light and dark backgrounds and in print.
 #[derive(Clone, Debug)]
 pub struct Plot {
-    title: String,
-    x: Axis,
-    y: Axis,
-    series: Vec<Series>,
+    pub(super) title: String,
+    pub(super) x: Axis,
+    pub(super) y: Axis,
+    pub(super) series: Vec<Series>,
+    pub(super) guides: Vec<Vec<(f64, f64)>>,
+    pub(super) verticals: Vec<(f64, String)>,
+    pub(super) width: f64,
+    pub(super) height: f64,
+}
+
+/// What shares a name in the legend and a colour.
+#[derive(Clone, Debug)]
+pub(super) struct Series {
+    pub name: String,
+    pub shapes: Vec<Shape>,
 }
 
 #[derive(Clone, Debug)]
-struct Series {
-    name: String,
-    shape: Shape,
-    points: Vec<(f64, f64)>,
+pub(super) enum Shape {
+    Line(Vec<(f64, f64)>),
+    Points(Vec<(f64, f64)>),
+    Marks(Vec<(f64, f64)>),
+    /// Heights over the middles of the categories.
+    Bars(Vec<(f64, f64)>),
+    /// From, to, height.
+    Histogram(Vec<(f64, f64, f64)>),
+    /// Place, low, high.
+    Band(Vec<(f64, f64, f64)>),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Shape {
-    Line,
-    Points,
-    Bars,
-}
-
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 450.0;
-/// Height of one line of text, and the mean width of a character.
-const LINE: f64 = 18.0;
-const CHARACTER: f64 = 7.2;
-
-/// The rectangle of the data.
-struct Frame {
-    left: f64,
-    top: f64,
-    width: f64,
-    height: f64,
-}
-
-impl Frame {
-    fn x(&self, share: f64) -> f64 {
-        self.left + share * self.width
+impl Shape {
+    pub fn xs(&self) -> Vec<f64> {
+        match self {
+            Self::Line(points)
+            | Self::Points(points)
+            | Self::Marks(points)
+            | Self::Bars(points) => points.iter().map(|(x, _)| *x).collect(),
+            Self::Histogram(bins) => bins.iter().flat_map(|(from, to, _)| [*from, *to]).collect(),
+            Self::Band(band) => band.iter().map(|(x, ..)| *x).collect(),
+        }
     }
 
-    fn y(&self, share: f64) -> f64 {
-        self.top + (1.0 - share) * self.height
+    pub fn ys(&self) -> Vec<f64> {
+        match self {
+            Self::Line(points) | Self::Points(points) | Self::Marks(points) => {
+                points.iter().map(|(_, y)| *y).collect()
+            }
+            Self::Bars(bars) => bars.iter().flat_map(|(_, height)| [0.0, *height]).collect(),
+            Self::Histogram(bins) => bins.iter().flat_map(|(.., height)| [0.0, *height]).collect(),
+            Self::Band(band) => band.iter().flat_map(|(_, low, high)| [*low, *high]).collect(),
+        }
     }
 }
 
 impl Plot {
-    /// An empty plot.
+    /// An empty plot of 720 by 450 pixels.
     pub fn new(title: &str, x: Axis, y: Axis) -> Self {
-        Self { title: title.to_string(), x, y, series: vec![] }
+        Self {
+            title: title.to_string(),
+            x,
+            y,
+            series: vec![],
+            guides: vec![],
+            verticals: vec![],
+            width: 720.0,
+            height: 450.0,
+        }
+    }
+
+    /// The same plot in another size in pixels, from 240 by 160 to 4096 by 4096.
+    pub fn size(self, width: u32, height: u32) -> Self {
+        let (width, height) = (width.clamp(240, 4096), height.clamp(160, 4096));
+        Self { width: width.into(), height: height.into(), ..self }
     }
 
     /// Adds a line through `points`, with a gap wherever one is not finite.
     pub fn line(self, name: &str, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
-        self.with(name, Shape::Line, points)
+        self.with(name, Shape::Line(points.into_iter().collect()))
     }
 
     /// Adds single points.
     pub fn points(self, name: &str, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
-        self.with(name, Shape::Points, points)
+        self.with(name, Shape::Points(points.into_iter().collect()))
     }
 
     /// Adds bars, one for each category of the horizontal axis; those of several series stand side
     /// by side.
     pub fn bars(self, name: &str, heights: impl IntoIterator<Item = f64>) -> Self {
-        let points = heights.into_iter().zip(0..).map(|(height, i)| (f64::from(i), height));
-        self.with(name, Shape::Bars, points)
+        let bars = heights.into_iter().zip(0..).map(|(height, i)| (f64::from(i), height));
+        self.with(name, Shape::Bars(bars.collect()))
     }
 
-    fn with(
-        mut self,
-        name: &str,
-        shape: Shape,
-        points: impl IntoIterator<Item = (f64, f64)>,
-    ) -> Self {
-        let points = points.into_iter().collect();
-        self.series.push(Series { name: name.to_string(), shape, points });
+    /// Adds bins of `(from, to, height)`, through which those of other series can be seen.
+    pub fn histogram(self, name: &str, bins: impl IntoIterator<Item = (f64, f64, f64)>) -> Self {
+        self.with(name, Shape::Histogram(bins.into_iter().collect()))
+    }
+
+    /// Adds a shaded band of `(x, low, high)`, such as a confidence interval, to the series added
+    /// last.
+    pub fn band(self, band: impl IntoIterator<Item = (f64, f64, f64)>) -> Self {
+        self.with_more(Shape::Band(band.into_iter().collect()))
+    }
+
+    /// Marks points of the series added last.
+    pub fn marks(self, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        self.with_more(Shape::Marks(points.into_iter().collect()))
+    }
+
+    /// Adds a dashed line that is no data; it does not count for the ranges of the axes.
+    pub fn guide(mut self, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        self.guides.push(points.into_iter().collect());
         self
+    }
+
+    /// Adds a dashed vertical line with a name at its top.
+    pub fn vertical(mut self, x: f64, name: &str) -> Self {
+        self.verticals.push((x, name.to_string()));
+        self
+    }
+
+    fn with(mut self, name: &str, shape: Shape) -> Self {
+        self.series.push(Series { name: name.to_string(), shapes: vec![shape] });
+        self
+    }
+
+    fn with_more(mut self, shape: Shape) -> Self {
+        match self.series.last_mut() {
+            Some(series) => {
+                series.shapes.push(shape);
+                self
+            }
+            None => self.with("", shape),
+        }
     }
 
     /// The plot as an SVG document.
     pub fn svg(&self) -> String {
-        let bars = self.series.iter().any(|series| series.shape == Shape::Bars);
-        let values = |axis: fn(&(f64, f64)) -> f64| {
-            self.series.iter().flat_map(move |series| series.points.iter().map(axis))
-        };
-        let x = self.x.fit(values(|point| point.0), false);
-        let y = self.y.fit(values(|point| point.1), bars);
-        let widest = y.ticks().map(|(_, label)| label.chars().count()).max().unwrap_or(0);
-        let left = 2.0 * LINE + 10.0 + widest as f64 * CHARACTER;
-        let top = if self.title.is_empty() { LINE } else { 2.5 * LINE };
-        let frame =
-            Frame { left, top, width: WIDTH - left - 20.0, height: HEIGHT - top - 3.2 * LINE };
-        let mut svg = Svg::new(WIDTH, HEIGHT, &self.title);
-        svg.text(WIDTH / 2.0, 1.5 * LINE, "middle", "title", &self.title);
-        self.draw_axes(&mut svg, &frame, &x, &y);
-        svg.clipped(frame.left, frame.top, frame.width, frame.height, |svg| {
-            for (index, series) in self.series.iter().enumerate() {
-                self.draw_series(svg, &frame, &x, &y, index, series);
-            }
-        });
-        self.draw_legend(&mut svg, &frame, &x, &y);
+        let mut svg = Svg::new(self.width, self.height, &self.title);
+        Layout::new(self).draw(&mut svg);
         svg.finish()
     }
 
@@ -117,167 +158,7 @@ impl Plot {
     /// # Errors
     /// When the file exists and `force` is not given, or cannot be written.
     pub fn write(&self, path: &Path, force: bool) -> Result<()> {
-        use std::io::Write;
         files::write_atomic(path, force, |file| file.write_all(self.svg().as_bytes()))
-    }
-
-    fn draw_axes(&self, svg: &mut Svg, frame: &Frame, x: &Scale, y: &Scale) {
-        let (bottom, right) = (frame.y(0.0), frame.x(1.0));
-        let mut free_from = f64::NEG_INFINITY;
-        for (share, label) in x.ticks() {
-            let place = frame.x(share);
-            if x.categories().is_none() {
-                svg.line(&[(place, frame.top), (place, bottom)], "grid");
-            }
-            // Labels that would run into each other are left out.
-            let half_width = 0.5 * CHARACTER * label.chars().count() as f64;
-            if place - half_width > free_from {
-                svg.text(place, bottom + LINE, "middle", "faint", label);
-                free_from = place + half_width + 0.5 * CHARACTER;
-            }
-        }
-        for (share, label) in y.ticks() {
-            let place = frame.y(share);
-            svg.line(&[(frame.left, place), (right, place)], "grid");
-            svg.text(frame.left - 8.0, place + 4.5, "end", "faint", label);
-        }
-        svg.element(
-            "rect",
-            &[
-                ("x", &Pixels(frame.left)),
-                ("y", &Pixels(frame.top)),
-                ("width", &Pixels(frame.width)),
-                ("height", &Pixels(frame.height)),
-                ("class", &"frame"),
-            ],
-        );
-        svg.text(frame.x(0.5), bottom + 2.4 * LINE, "middle", "label", &self.x.label);
-        svg.text_upwards(LINE, frame.y(0.5), "label", &self.y.label);
-    }
-
-    fn draw_series(
-        &self,
-        svg: &mut Svg,
-        frame: &Frame,
-        x: &Scale,
-        y: &Scale,
-        index: usize,
-        series: &Series,
-    ) {
-        let place = |(a, b): &(f64, f64)| (frame.x(x.share(*a)), frame.y(y.share(*b)));
-        let class = class(series.shape, index);
-        match series.shape {
-            Shape::Line => {
-                let points: Vec<(f64, f64)> = series.points.iter().map(place).collect();
-                svg.line(&points, &class);
-            }
-            Shape::Points => {
-                let places = series.points.iter().map(place);
-                for (cx, cy) in places.filter(|(x, y)| x.is_finite() && y.is_finite()) {
-                    let attributes: [(&str, &dyn std::fmt::Display); 4] =
-                        [("cx", &Pixels(cx)), ("cy", &Pixels(cy)), ("r", &3.5), ("class", &class)];
-                    svg.element("circle", &attributes);
-                }
-            }
-            Shape::Bars => {
-                let groups = self.series.iter().filter(|series| series.shape == Shape::Bars);
-                let before = self.series.iter().take(index);
-                let position = before.filter(|series| series.shape == Shape::Bars).count();
-                let slot = 0.8 * frame.width / x.categories().unwrap_or(1).max(1) as f64;
-                let width = slot / groups.count() as f64;
-                let base = frame.y(y.share(0.0));
-                for (middle, end) in series.points.iter().map(place).filter(|(_, y)| y.is_finite())
-                {
-                    let attributes: [(&str, &dyn std::fmt::Display); 5] = [
-                        ("x", &Pixels(middle - 0.5 * slot + width * position as f64)),
-                        ("y", &Pixels(end.min(base))),
-                        ("width", &Pixels(0.92 * width)),
-                        ("height", &Pixels((base - end).abs())),
-                        ("class", &class),
-                    ];
-                    svg.element("rect", &attributes);
-                }
-            }
-        }
-    }
-
-    /// Names of the series in the corner that has the fewest points; nothing for a single series
-    /// without a name.
-    fn draw_legend(&self, svg: &mut Svg, frame: &Frame, x: &Scale, y: &Scale) {
-        let named: Vec<(usize, &Series)> =
-            self.series.iter().enumerate().filter(|(_, series)| !series.name.is_empty()).collect();
-        if named.is_empty() {
-            return;
-        }
-        let longest =
-            named.iter().map(|(_, series)| series.name.chars().count()).max().unwrap_or(0);
-        let width = 52.0 + CHARACTER * longest as f64;
-        let height = LINE * named.len() as f64 + 10.0;
-        let inset = 10.0;
-        let corners = [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)].map(|(right, up)| {
-            let left = frame.left + inset + right * (frame.width - width - 2.0 * inset);
-            let top = frame.top + inset + (1.0 - up) * (frame.height - height - 2.0 * inset);
-            (left, top)
-        });
-        let covered = |(left, top): &(f64, f64)| {
-            let shares = self.series.iter().flat_map(|series| &series.points);
-            shares
-                .map(|(a, b)| (frame.x(x.share(*a)) - left, frame.y(y.share(*b)) - top))
-                .filter(|(dx, dy)| (0.0..width).contains(dx) && (0.0..height).contains(dy))
-                .count()
-        };
-        let Some((left, top)) = corners.into_iter().min_by_key(|corner| covered(corner)) else {
-            return;
-        };
-        svg.element(
-            "rect",
-            &[
-                ("x", &Pixels(left)),
-                ("y", &Pixels(top)),
-                ("width", &Pixels(width)),
-                ("height", &Pixels(height)),
-                ("rx", &4),
-                ("class", &"box"),
-            ],
-        );
-        for (row, (index, series)) in named.into_iter().enumerate() {
-            let middle = top + 5.0 + LINE * (row as f64 + 0.5);
-            let class = class(series.shape, index);
-            match series.shape {
-                Shape::Line => svg.line(&[(left + 8.0, middle), (left + 30.0, middle)], &class),
-                Shape::Points => svg.element(
-                    "circle",
-                    &[
-                        ("cx", &Pixels(left + 19.0)),
-                        ("cy", &Pixels(middle)),
-                        ("r", &4),
-                        ("class", &class),
-                    ],
-                ),
-                Shape::Bars => svg.element(
-                    "rect",
-                    &[
-                        ("x", &Pixels(left + 12.0)),
-                        ("y", &Pixels(middle - 6.0)),
-                        ("width", &14),
-                        ("height", &12),
-                        ("class", &class),
-                    ],
-                ),
-            }
-            svg.text(left + 36.0, middle + 4.5, "start", "legend", &series.name);
-        }
-    }
-}
-
-/// The classes of a series: its colour, its shape and, for lines beyond the first, a dash pattern,
-/// so that they can be told apart without colour.
-fn class(shape: Shape, index: usize) -> String {
-    let colour = index % COLOUR_COUNT;
-    match shape {
-        Shape::Line => format!("s{colour} curve d{}", index % 3),
-        Shape::Points => format!("s{colour} dot"),
-        Shape::Bars => format!("s{colour} bar"),
     }
 }
 
@@ -291,8 +172,7 @@ mod tests {
             .line("train", [(0.0, 10.0), (1.0, 1.0)])
             .points("dev", [(0.5, 3.0), (0.7, -1.0)])
             .svg();
-        for part in
-            ["A &amp; B", ">time in s<", ">loss<", ">train<", ">dev<", "class=\"s0 curve d0\""]
+        for part in ["A &amp; B", ">time in s<", ">loss<", ">train<", ">dev<", "class=\"s0 curve\""]
         {
             assert!(svg.contains(part), "{part}");
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::format::{count, duration, significant};
+use super::format::{count, duration, one_line, significant};
 
 /// Time between two plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -244,11 +244,6 @@ impl Display for Status<'_> {
 /// A time span that is only an estimate.
 fn whole_seconds(seconds: f64) -> String {
     if seconds < 59.5 { format!("{seconds:.0} s") } else { duration(seconds) }
-}
-
-/// The text without line breaks and other control characters, which would tear a line.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -2,20 +2,24 @@
 
 use std::fmt::{Display, Write};
 
+use unicode_width::UnicodeWidthChar;
+
 /// A picture being drawn; lengths are in pixels from the top left corner.
 pub(super) struct Svg {
     body: String,
 }
 
-/// Colours of the series, one for light and one for dark backgrounds, told apart by people with
-/// any colour vision.
-const COLOURS: [(&str, &str); 6] = [
-    ("#0b62a4", "#6cb4ee"),
-    ("#c8442f", "#ff8a75"),
-    ("#23875a", "#5fd39d"),
-    ("#9a6700", "#e5b54a"),
-    ("#7a4bb0", "#c4a1f0"),
-    ("#4b5563", "#b4bcc8"),
+/// Colours of the series, one for light and one for dark backgrounds: those of Okabe and Ito ("Color
+/// universal design", 2008), which people with any colour vision can tell apart, the dark ones
+/// made lighter.
+const COLOURS: [(&str, &str); 7] = [
+    ("#0072b2", "#4da6e8"),
+    ("#d55e00", "#ff8c42"),
+    ("#009e73", "#2cc69a"),
+    ("#cc79a7", "#e5a0c8"),
+    ("#e69f00", "#f2c14e"),
+    ("#56b4e9", "#9bd7ff"),
+    ("#24292f", "#e6edf3"),
 ];
 
 /// Number of series colours; series beyond begin again.
@@ -42,21 +46,28 @@ impl Svg {
 
     /// A text whose `anchor` is `start`, `middle` or `end` at the point.
     pub fn text(&mut self, x: f64, y: f64, anchor: &str, class: &str, text: &str) {
-        let attributes: [(&str, &dyn Display); 4] =
-            [("x", &Pixels(x)), ("y", &Pixels(y)), ("text-anchor", &anchor), ("class", &class)];
-        self.open("text", &attributes, ">");
-        self.body.push_str(&escape(text));
-        self.body.push_str("</text>\n");
+        let (x, y) = (Pixels(x), Pixels(y));
+        self.text_element(
+            &[("x", &x), ("y", &y), ("text-anchor", &anchor), ("class", &class)],
+            text,
+        );
     }
 
     /// A text that reads upwards, centred on the point.
     pub fn text_upwards(&mut self, x: f64, y: f64, class: &str, text: &str) {
         let transform = format!("translate({} {}) rotate(-90)", Pixels(x), Pixels(y));
-        let attributes: [(&str, &dyn Display); 3] =
-            [("transform", &transform), ("text-anchor", &"middle"), ("class", &class)];
-        self.open("text", &attributes, ">");
-        self.body.push_str(&escape(text));
-        self.body.push_str("</text>\n");
+        self.text_element(
+            &[("transform", &transform), ("text-anchor", &"middle"), ("class", &class)],
+            text,
+        );
+    }
+
+    fn text_element(&mut self, attributes: &[(&str, &dyn Display)], text: &str) {
+        if !text.is_empty() {
+            self.open("text", attributes, ">");
+            self.body.push_str(&escape(text));
+            self.body.push_str("</text>\n");
+        }
     }
 
     /// Straight lines through points; a gap wherever one is not finite.
@@ -74,6 +85,32 @@ impl Svg {
         if !path.is_empty() {
             self.element("path", &[("d", &path), ("class", &class)]);
         }
+    }
+
+    /// The area inside a line that returns to its first point. Points that are not finite are left
+    /// out.
+    pub fn area(&mut self, points: &[(f64, f64)], class: &str) {
+        let finite = points.iter().filter(|(x, y)| x.is_finite() && y.is_finite());
+        let corners: Vec<String> =
+            finite.map(|(x, y)| format!("{},{}", Pixels(*x), Pixels(*y))).collect();
+        if !corners.is_empty() {
+            self.element("polygon", &[("points", &corners.join(" ")), ("class", &class)]);
+        }
+    }
+
+    /// A rectangle.
+    pub fn rectangle(&mut self, (left, top): (f64, f64), width: f64, height: f64, class: &str) {
+        let [left, top, width, height] = [left, top, width, height].map(Pixels);
+        self.element(
+            "rect",
+            &[("x", &left), ("y", &top), ("width", &width), ("height", &height), ("class", &class)],
+        );
+    }
+
+    /// A disc.
+    pub fn disc(&mut self, (x, y): (f64, f64), radius: f64, class: &str) {
+        let (x, y) = (Pixels(x), Pixels(y));
+        self.element("circle", &[("cx", &x), ("cy", &y), ("r", &radius), ("class", &class)]);
     }
 
     /// What is drawn inside `draw` is cut off outside the rectangle; its coordinates stay those of
@@ -142,6 +179,7 @@ pub(super) fn escape(text: &str) -> String {
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
             '\n' | '\t' => escaped.push(character),
+            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
             control if control.is_control() => escaped.push('\u{fffd}'),
             other => escaped.push(other),
         }
@@ -149,37 +187,70 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
+/// The width of a text in pixels in a font of this size, rather too wide than too narrow: the fonts
+/// of the viewer are not known.
+pub(super) fn text_width(text: &str, font_size: f64) -> f64 {
+    let letters = text.chars().map(|c| match c {
+        'i' | 'j' | 'l' | '.' | ',' | ':' | ';' | '|' | '!' | '\'' | ' ' => 0.34,
+        'm' | 'w' | 'M' | 'W' | '%' | '@' => 0.95,
+        c if c.is_ascii_uppercase() => 0.72,
+        c => 0.62 * c.width().unwrap_or(1) as f64,
+    });
+    font_size * letters.sum::<f64>()
+}
+
+/// The text, cut with an ellipsis if it is wider than `width` pixels.
+pub(super) fn shortened(text: &str, font_size: f64, width: f64) -> String {
+    if text_width(text, font_size) <= width {
+        return text.to_string();
+    }
+    let mut short = String::new();
+    let mut used = text_width("…", font_size);
+    for c in text.chars() {
+        used += text_width(c.encode_utf8(&mut [0; 4]), font_size);
+        if used > width {
+            break;
+        }
+        short.push(c);
+    }
+    short.trim_end().to_string() + "…"
+}
+
 fn style() -> String {
     let rules = |back: &str, ink: &str, faint: &str, grid: &str, dark: bool| {
         let mut rules = format!(
             ".plot .back{{fill:{back}}}\n.plot text{{fill:{ink}}}\n.plot .faint{{fill:{faint}}}\n\
-             .plot .frame{{stroke:{faint}}}\n.plot .grid{{stroke:{grid}}}\n\
-             .plot .box{{fill:{back};stroke:{grid}}}\n"
+             .plot .frame,.plot .guide{{stroke:{faint}}}\n.plot .grid{{stroke:{grid}}}\n"
         );
         for (index, (light_colour, dark_colour)) in COLOURS.iter().enumerate() {
             let colour = if dark { dark_colour } else { light_colour };
             rules += &format!(".plot .s{index}{{stroke:{colour};fill:{colour}}}\n");
         }
-        rules
+        rules + &format!(".plot .mark,.plot .note{{stroke:{back}}}\n")
     };
     let light = rules("#ffffff", "#1f2933", "#52606d", "#e4e7eb", false);
     let dark = rules("#15191e", "#e6e9ec", "#a3adb8", "#2f3740", true);
     // The shapes come last: they overrule the fill of the series' class.
     format!(
-        ".plot text{{font:13px system-ui,\"Segoe UI\",\"DejaVu Sans\",sans-serif;stroke:none}}\n\
+        ".plot text{{font:13px system-ui,\"Segoe UI\",\"DejaVu Sans\",sans-serif}}\n\
          .plot .title{{font-size:16px;font-weight:600}}\n\
+         .plot .faint,.plot .note{{font-size:12px}}\n\
          {light}@media (prefers-color-scheme:dark){{\n{dark}}}\n\
          @media print{{\n{light}}}\n\
-         .plot .frame{{fill:none;stroke-width:1}}\n.plot .grid{{fill:none;stroke-width:1}}\n\
+         .plot .frame,.plot .grid{{fill:none;stroke-width:1}}\n\
+         .plot .guide{{fill:none;stroke-dasharray:5 4}}\n\
+         .plot .note{{stroke-width:4;stroke-linejoin:round;paint-order:stroke}}\n\
          .plot .curve{{fill:none;stroke-width:2;stroke-linejoin:round}}\n\
-         .plot .d1{{stroke-dasharray:7 3}}\n.plot .d2{{stroke-dasharray:2 3}}\n\
-         .plot .dot{{stroke:none;fill-opacity:.8}}\n.plot .bar{{stroke:none}}\n"
+         .plot .again{{stroke-dasharray:7 4}}\n\
+         .plot .band,.plot .area{{stroke:none;fill-opacity:.25}}\n\
+         .plot .dot,.plot .bar{{stroke:none}}\n.plot .mark{{stroke-width:1.5}}\n"
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn text_cannot_break_out() {
@@ -187,6 +258,31 @@ mod tests {
         let mut svg = Svg::new(10.0, 10.0, "<\"evil\">");
         svg.text(1.0, 2.0, "\"><script>", "a", "</text><script>");
         assert!(!svg.finish().contains("<script"));
+    }
+
+    #[test]
+    fn texts_are_cut_to_fit() {
+        assert_eq!(shortened("short", 10.0, 100.0), "short");
+        let cut = shortened("a text that is much too long", 10.0, 100.0);
+        assert!(cut.ends_with('…') && text_width(&cut, 10.0) <= 100.0, "{cut}");
+        assert_eq!(shortened("日本語日本語日本語", 10.0, 50.0), "日本語…");
+        assert_eq!(shortened("x", 10.0, 0.0), "…");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_stays_text(text in any::<String>()) {
+            let markup = format!("<a b=\"{0}\">{0}</a>", escape(&text));
+            let document = roxmltree::Document::parse(&markup).unwrap();
+            let node = document.root_element();
+            prop_assert!(node.children().all(|child| child.is_text()));
+            prop_assert_eq!(node.attributes().len(), 1);
+            let forbidden = |c: char| matches!(c, '\u{fffe}' | '\u{ffff}') || c.is_control();
+            let allowed = |c: char| matches!(c, '\n' | '\t') || !forbidden(c);
+            let expected: String =
+                text.chars().map(|c| if allowed(c) { c } else { '\u{fffd}' }).collect();
+            prop_assert_eq!(node.text().unwrap_or(""), expected);
+        }
     }
 
     #[test]

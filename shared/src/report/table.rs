@@ -2,8 +2,12 @@
 
 use std::fmt;
 
-/// A table. Its `Display` is plain text with aligned columns; columns of numbers are aligned to
-/// the right.
+use unicode_width::UnicodeWidthStr;
+
+use super::format::one_line;
+
+/// A table. Its `Display` is plain text with aligned columns, a line for each row; columns of
+/// numbers are aligned to the right.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
     header: Vec<String>,
@@ -63,24 +67,27 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = self.columns();
         let numeric = self.numeric_columns();
-        let header: Vec<&str> =
-            (0..columns).map(|column| self.header.get(column).map_or("", String::as_str)).collect();
-        let rows: Vec<Vec<&str>> = self.rows().collect();
+        let padded = |cells: &[String]| -> Vec<String> {
+            (0..columns).map(|column| one_line(cells.get(column).map_or("", |cell| cell))).collect()
+        };
+        let header = padded(&self.header);
+        let rows: Vec<Vec<String>> = self.rows.iter().map(|row| padded(row)).collect();
         let widths: Vec<usize> = (0..columns)
             .map(|column| {
                 let cells = rows.iter().chain([&header]).filter_map(|row| row.get(column));
-                cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+                cells.map(|cell| cell.width()).max().unwrap_or(0)
             })
             .collect();
-        let write_row = |f: &mut fmt::Formatter<'_>, row: &[&str]| {
+        let write_row = |f: &mut fmt::Formatter<'_>, row: &[String]| {
             let mut line = String::new();
             for ((cell, width), numeric) in row.iter().zip(&widths).zip(&numeric) {
                 if !line.is_empty() {
                     line.push_str("  ");
                 }
+                let space = " ".repeat(width.saturating_sub(cell.width()));
                 match numeric {
-                    true => line.push_str(&format!("{cell:>width$}")),
-                    false => line.push_str(&format!("{cell:<width$}")),
+                    true => line += &(space + cell),
+                    false => line += &(cell.clone() + &space),
                 }
             }
             writeln!(f, "{}", line.trim_end())
@@ -88,7 +95,7 @@ impl fmt::Display for Table {
         if !self.header.is_empty() {
             write_row(f, &header)?;
             let rules: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
-            write_row(f, &rules.iter().map(String::as_str).collect::<Vec<_>>())?;
+            write_row(f, &rules)?;
         }
         rows.iter().try_for_each(|row| write_row(f, row))
     }
@@ -97,6 +104,7 @@ impl fmt::Display for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn columns_are_aligned_numbers_to_the_right() {
@@ -112,6 +120,34 @@ eval_arabic  10.6 %
 ümlaut            -       9  more
 ";
         assert_eq!(table.to_string(), expected);
+    }
+
+    #[test]
+    fn wide_and_combining_characters_are_measured_as_shown() {
+        let mut table = Table::new(["list", "EER"]);
+        table.row(["日本語", "5.1"]);
+        table.row(["e\u{301}te\u{301}", "0.6"]);
+        table.row(["a\nb\u{1b}[1m", "13.9"]);
+        let expected = "\
+list      EER
+-------  ----
+日本語    5.1
+e\u{301}te\u{301}       0.6
+a b [1m  13.9
+";
+        assert_eq!(table.to_string(), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn any_cell_keeps_to_its_line_and_column(cell in any::<String>()) {
+            let mut table = Table::new(["a", "b"]);
+            table.row([cell.as_str(), "1"]);
+            let text = table.to_string();
+            let lines: Vec<&str> = text.split_terminator('\n').collect();
+            prop_assert_eq!(lines.len(), 3);
+            prop_assert_eq!(lines[1].width(), lines[2].width(), "{}", text);
+        }
     }
 
     #[test]
