@@ -72,12 +72,16 @@ impl Guarded {
             info: AudioInfo::default(),
             notes: vec![],
         };
-        match guarded.receive()? {
-            Report::Opened(info) => guarded.info = info,
-            Report::Failed(error) => return Err(error),
-            Report::Block(_) | Report::Finished(_) => {}
+        loop {
+            match guarded.receive()? {
+                Report::Opened(info) => {
+                    guarded.info = info;
+                    return Ok(guarded);
+                }
+                Report::Failed(error) => return Err(error),
+                Report::Block(_) | Report::Finished(_) => {}
+            }
         }
-        Ok(guarded)
     }
 
     fn receive(&mut self) -> Result<Report> {
@@ -135,19 +139,124 @@ impl Decoder for Guarded {
 /// The decoder's thread; it ends early when nobody listens any more.
 fn run(open: impl FnOnce() -> Result<Box<dyn Decoder>>, sender: &SyncSender<Report>) -> Result<()> {
     let mut decoder = open()?;
-    let mut listening = sender.send(Report::Opened(decoder.info().clone())).is_ok();
-    while listening {
+    let mut opened = false;
+    loop {
         let mut block = vec![];
-        if !decoder.next_block(&mut block)? {
-            let _ = sender.send(Report::Finished(decoder.notes()));
-            break;
+        let more = decoder.next_block(&mut block)?;
+        // What is known of the sound is complete with the first samples, or without any.
+        if !opened && (!more || !block.is_empty()) {
+            opened = true;
+            if sender.send(Report::Opened(decoder.info().clone())).is_err() {
+                return Ok(());
+            }
         }
-        listening = sender.send(Report::Block(block)).is_ok();
+        let report = if more { Report::Block(block) } else { Report::Finished(decoder.notes()) };
+        if sender.send(report).is_err() || !more {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives `blocks` blocks of one sample, then does something else.
+    struct Scripted {
+        info: AudioInfo,
+        blocks: usize,
+        then: fn() -> Result<bool>,
+    }
+
+    impl Scripted {
+        fn guarded(blocks: usize, then: fn() -> Result<bool>) -> Result<Guarded> {
+            Guarded::open_with_patience(Path::new("x"), 1, move || {
+                Ok(Box::new(Self { info: AudioInfo::default(), blocks, then }))
+            })
+        }
+    }
+
+    impl Decoder for Scripted {
+        fn info(&self) -> &AudioInfo {
+            &self.info
+        }
+
+        fn next_block(&mut self, block: &mut Vec<f32>) -> Result<bool> {
+            if self.blocks == 0 {
+                return (self.then)();
+            }
+            self.blocks -= 1;
+            block.push(0.5);
+            Ok(true)
+        }
+
+        fn notes(&mut self) -> Vec<String> {
+            vec!["a note".into()]
+        }
+    }
+
+    fn read_all(mut guarded: Guarded) -> (usize, Result<bool>, Vec<String>) {
+        let mut samples = 0;
+        loop {
+            let mut block = vec![];
+            match guarded.next_block(&mut block) {
+                Ok(true) => samples += block.len(),
+                ended => return (samples, ended, guarded.notes()),
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_and_notes_pass_through() {
+        for blocks in [0, 1, 20] {
+            let (samples, ended, notes) =
+                read_all(Scripted::guarded(blocks, || Ok(false)).unwrap());
+            assert_eq!(samples, blocks);
+            assert!(!ended.unwrap());
+            assert_eq!(notes, ["a note"]);
+        }
+    }
+
+    #[test]
+    fn errors_pass_through() {
+        let fail = || Err(Error::NoSpeech { duration_s: 1.0 });
+        assert!(matches!(Scripted::guarded(0, fail), Err(Error::NoSpeech { .. })));
+        let (samples, ended, _) = read_all(Scripted::guarded(3, fail).unwrap());
+        assert_eq!(samples, 3);
+        assert!(matches!(ended, Err(Error::NoSpeech { .. })));
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        // Without the message of the default hook on stderr.
+        let panic = || std::panic::resume_unwind(Box::new("index out of bounds"));
+        let (samples, ended, _) = read_all(Scripted::guarded(3, panic).unwrap());
+        assert_eq!(samples, 3);
+        assert!(ended.unwrap_err().to_string().contains("damaged: index out of bounds"));
+        assert!(matches!(Scripted::guarded(0, panic), Err(Error::Media { .. })));
+    }
+
+    #[test]
+    fn an_endless_loop_becomes_an_error() {
+        let hang = || {
+            std::thread::sleep(Duration::from_secs(3600));
+            Ok(false)
+        };
+        let (samples, ended, _) = read_all(Scripted::guarded(3, hang).unwrap());
+        assert_eq!(samples, 3);
+        assert!(ended.unwrap_err().to_string().contains("no progress for 1 s"));
+    }
+
+    #[test]
+    fn a_decoder_nobody_reads_ends() {
+        let mut guarded = Scripted::guarded(usize::MAX, || Ok(false)).unwrap();
+        let thread = guarded.thread.take().unwrap();
+        drop(guarded);
+        thread.join().unwrap();
+    }
 }

@@ -29,6 +29,7 @@ pub(super) struct AudioInfo {
 
 /// Turns a file into samples.
 pub(super) trait Decoder {
+    /// Complete once the first samples or the end are there.
     fn info(&self) -> &AudioInfo;
 
     /// Appends the next interleaved samples, perhaps none, to the empty `block`; false at the end.
@@ -129,7 +130,7 @@ impl AudioReader {
     /// # Errors
     /// [`Error::Argument`] for a rate out of the [`Resampler`]'s range.
     pub fn into_mono(self, rate_hz: u32) -> Result<MonoReader> {
-        let resampler = Some(Resampler::new(self.rate_hz(), rate_hz, 1)?);
+        let resampler = Some(Resampler::new(self.rate_hz(), rate_hz)?);
         Ok(MonoReader { reader: self, rate_hz, resampler })
     }
 
@@ -279,13 +280,24 @@ fn open_decoder(path: &Path, mut file: File, limits: &Limits) -> Result<Box<dyn 
 }
 
 fn open_container(path: &Path, file: File, limits: &Limits) -> Result<Box<dyn Decoder>> {
-    match ContainerDecoder::open(path, file, limits)? {
+    match ContainerDecoder::open(path, &file, limits)? {
         Opening::Ready(decoder) => Ok(decoder),
-        Opening::Unsupported(reason) => Err(Error::media(
-            path,
-            format!("{reason}; a build with the feature `video` decodes more, Opus included"),
-        )),
+        Opening::Unsupported(reason) => open_foreign(path, file, limits, &reason),
     }
+}
+
+#[cfg(feature = "video")]
+fn open_foreign(path: &Path, file: File, limits: &Limits, _: &str) -> Result<Box<dyn Decoder>> {
+    use crate::media::audio::ffmpeg::FfmpegDecoder;
+    Ok(Box::new(FfmpegDecoder::open(path, file, limits)?))
+}
+
+#[cfg(not(feature = "video"))]
+fn open_foreign(path: &Path, _: File, _: &Limits, reason: &str) -> Result<Box<dyn Decoder>> {
+    let reason = format!(
+        "{reason}; a build with the feature `video` decodes Opus and further formats through FFmpeg"
+    );
+    Err(Error::media(path, reason))
 }
 
 /// Length of the ID3v2 tag that some programs put before files of any format.

@@ -359,3 +359,206 @@ fn chunk_header(reader: &mut BufReader<File>, position: u64) -> io::Result<Optio
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+    use crate::media::audio::{AudioReader, Waveform};
+
+    /// The parts of a WAV file; by default stereo, 16-bit, of three frames.
+    struct Parts {
+        riff: [u8; 4],
+        format: Vec<u8>,
+        before_data: Vec<u8>,
+        stated_bytes: u32,
+        data: Vec<u8>,
+        after_data: Vec<u8>,
+    }
+
+    impl Default for Parts {
+        fn default() -> Self {
+            Self {
+                riff: *b"RIFF",
+                format: format_chunk(1, 2, 8000, 16),
+                before_data: vec![],
+                stated_bytes: 12,
+                data: (0..12).collect(),
+                after_data: vec![],
+            }
+        }
+    }
+
+    impl Parts {
+        fn bytes(&self) -> Vec<u8> {
+            let mut bytes = self.riff.to_vec();
+            bytes.extend([0xff; 4]);
+            bytes.extend(b"WAVEfmt ");
+            bytes.extend((self.format.len() as u32).to_le_bytes());
+            bytes.extend(&self.format);
+            bytes.extend(&self.before_data);
+            bytes.extend(b"data");
+            bytes.extend(self.stated_bytes.to_le_bytes());
+            bytes.extend(&self.data);
+            bytes.extend(&self.after_data);
+            bytes
+        }
+
+        fn read(&self) -> Result<(Waveform, Vec<String>)> {
+            read(&self.bytes())
+        }
+    }
+
+    fn read(bytes: &[u8]) -> Result<(Waveform, Vec<String>)> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, bytes).unwrap();
+        AudioReader::open(&path, &Limits::default())?.into_waveform()
+    }
+
+    fn format_chunk(tag: u16, channels: u16, rate_hz: u32, bits: u16) -> Vec<u8> {
+        let frame_bytes = channels * bits / 8;
+        let mut chunk = tag.to_le_bytes().to_vec();
+        chunk.extend(channels.to_le_bytes());
+        chunk.extend(rate_hz.to_le_bytes());
+        chunk.extend((rate_hz * u32::from(frame_bytes)).to_le_bytes());
+        chunk.extend(frame_bytes.to_le_bytes());
+        chunk.extend(bits.to_le_bytes());
+        chunk
+    }
+
+    fn extensible_chunk(tag: u16, channels: u16, bits: u16, valid_bits: u16) -> Vec<u8> {
+        let mut chunk = format_chunk(0xfffe, channels, 48_000, bits);
+        chunk.extend(22u16.to_le_bytes());
+        chunk.extend(valid_bits.to_le_bytes());
+        chunk.extend([0x3f, 0, 0, 0]);
+        chunk.extend(tag.to_le_bytes());
+        chunk.extend([0, 0, 0, 0, 0x10, 0, 0x80, 0, 0, 0xaa, 0, 0x38, 0x9b, 0x71]);
+        chunk
+    }
+
+    fn expected() -> Vec<f32> {
+        (0..6).map(|i| f32::from(i16::from_le_bytes([2 * i, 2 * i + 1])) / 32768.0).collect()
+    }
+
+    #[test]
+    fn every_encoding_reaches_full_scale_and_zero() {
+        let cases: &[(u16, u16, &[u8], &[f32])] = &[
+            (1, 8, &[0, 128, 192, 255], &[-1.0, 0.0, 0.5, 127.0 / 128.0]),
+            (1, 16, &[0, 0x80, 0, 0, 0, 0x40], &[-1.0, 0.0, 0.5]),
+            (1, 24, &[0, 0, 0x80, 0, 0, 0, 1, 0, 0x40], &[-1.0, 0.0, 0.5 + 1.0 / 8_388_608.0]),
+            (1, 32, &[0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0x40], &[-1.0, 0.0, 0.5]),
+            (3, 32, &[0, 0, 0x80, 0xbf, 0, 0, 0, 0, 0, 0, 0x20, 0x40], &[-1.0, 0.0, 2.5]),
+            (3, 64, &[0, 0, 0, 0, 0, 0, 0xf0, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0], &[-1.0, 0.0]),
+            // ITU-T G.711, tables 1 and 2: the extreme and the smallest values of both signs.
+            (6, 8, &[0xaa, 0x2a, 0xd5, 0x55], &[4032.0, -4032.0, 1.0, -1.0].map(|x| x / 4096.0)),
+            (7, 8, &[0x80, 0x00, 0xff, 0x7f], &[8031.0, -8031.0, 0.0, 0.0].map(|x| x / 8192.0)),
+        ];
+        for &(tag, bits, data, expected) in cases {
+            for format in [format_chunk(tag, 1, 48_000, bits), extensible_chunk(tag, 1, bits, bits)]
+            {
+                let stated_bytes = data.len() as u32;
+                let parts = Parts { format, data: data.to_vec(), stated_bytes, ..Parts::default() };
+                let (waveform, notes) = parts.read().unwrap();
+                assert_eq!(waveform.samples, expected, "format {tag}, {bits} bits");
+                assert_eq!((waveform.rate_hz, waveform.channels), (48_000, 1));
+                assert!(notes.is_empty(), "{notes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn fewer_valid_bits_are_in_the_upper_part() {
+        let format = extensible_chunk(1, 2, 32, 24);
+        let data = [0, 0, 0, 0x40, 0, 0, 0, 0xc0].to_vec();
+        let parts = Parts { format, data, stated_bytes: 8, ..Parts::default() };
+        assert_eq!(parts.read().unwrap().0.samples, [0.5, -0.5]);
+    }
+
+    #[test]
+    fn other_chunks_are_skipped() {
+        let parts = Parts {
+            before_data: b"LIST\x05\0\0\0INFOx\0junk\0\0\0\0".to_vec(),
+            after_data: b"LIST\x04\0\0\0INFO".to_vec(),
+            ..Parts::default()
+        };
+        let (waveform, notes) = parts.read().unwrap();
+        assert_eq!(waveform.samples, expected());
+        assert!(notes.is_empty(), "{notes:?}");
+    }
+
+    #[test]
+    fn wrong_lengths_give_what_is_there_and_a_note() {
+        for stated_bytes in [0, u32::MAX, 0x7fff_f000, 13] {
+            let (waveform, notes) = Parts { stated_bytes, ..Parts::default() }.read().unwrap();
+            assert_eq!(waveform.samples, expected(), "{stated_bytes}");
+            assert!(notes[0].contains("length; the 12 bytes after it were read"), "{notes:?}");
+        }
+    }
+
+    #[test]
+    fn a_cut_off_frame_is_dropped() {
+        let parts = Parts { data: (0..11).collect(), ..Parts::default() };
+        let (waveform, notes) = parts.read().unwrap();
+        assert_eq!(waveform.samples, &expected()[..4]);
+        assert!(notes[1].contains("its 3 bytes were dropped"), "{notes:?}");
+    }
+
+    #[test]
+    fn no_samples_are_no_error() {
+        for after_data in [&b""[..], b"LIST\x04\0\0\0INFO"] {
+            let after_data = after_data.to_vec();
+            let parts = Parts { data: vec![], stated_bytes: 0, after_data, ..Parts::default() };
+            let (waveform, notes) = parts.read().unwrap();
+            assert_eq!((waveform.frames(), waveform.channels, notes.len()), (0, 2, 0));
+        }
+    }
+
+    #[test]
+    fn long_forms_take_the_length_from_their_own_chunk() {
+        for riff in [*b"RF64", *b"BW64"] {
+            let mut before_data = b"ds64\x1c\0\0\0".to_vec();
+            before_data.extend(100u64.to_le_bytes());
+            before_data.extend(8u64.to_le_bytes());
+            before_data.extend(2u64.to_le_bytes());
+            before_data.extend([0; 4]);
+            let stated_bytes = u32::MAX;
+            let after_data = b"LIST\x04\0\0\0INFO".to_vec();
+            let data = (0..8).collect();
+            let parts =
+                Parts { riff, before_data, stated_bytes, data, after_data, ..Parts::default() };
+            let (waveform, notes) = parts.read().unwrap();
+            assert_eq!(waveform.samples, &expected()[..4]);
+            assert!(notes.is_empty(), "{notes:?}");
+        }
+    }
+
+    #[test]
+    fn a_tag_before_the_file_is_skipped() {
+        let mut bytes = b"ID3\x04\0\0\0\0\x01\x03".to_vec();
+        bytes.extend([7; 131]);
+        bytes.extend(Parts::default().bytes());
+        assert_eq!(read(&bytes).unwrap().0.samples, expected());
+    }
+
+    #[test]
+    fn malformed_headers_are_errors() {
+        let with_format = |format| Parts { format, ..Parts::default() };
+        let cases = [
+            ("no channels", with_format(format_chunk(1, 0, 8000, 16)).bytes()),
+            ("rate of 0", with_format(format_chunk(1, 1, 0, 16)).bytes()),
+            ("without a valid format chunk", with_format(vec![1, 0, 1, 0]).bytes()),
+            ("without a data chunk", Parts::default().bytes()[..36].to_vec()),
+            ("without a data chunk", Parts::default().bytes()[..12].to_vec()),
+            ("too many chunks", {
+                let before_data = b"junk\0\0\0\0".repeat(MOST_CHUNKS);
+                Parts { before_data, ..Parts::default() }.bytes()
+            }),
+        ];
+        for (expected, bytes) in cases {
+            let error = read(&bytes).unwrap_err();
+            assert!(matches!(error, Error::Media { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error}, expected: {expected}");
+        }
+    }
+}

@@ -58,11 +58,16 @@ impl Waveform {
     /// # Errors
     /// [`Error::Argument`] for a rate out of the [`Resampler`]'s range.
     pub fn resampled(&self, rate_hz: u32) -> Result<Self> {
-        let mut resampler = Resampler::new(self.rate_hz, rate_hz, self.channels)?;
-        let frames = resampler.output_frames(self.frames() as u64) as usize;
-        let mut samples = Vec::with_capacity(frames * self.channels);
-        resampler.process(&self.samples, &mut samples)?;
-        resampler.finish(&mut samples)?;
+        let frames = Resampler::new(self.rate_hz, rate_hz)?.output_samples(self.frames() as u64);
+        let mut samples = vec![0.0; frames as usize * self.channels];
+        for index in 0..self.channels {
+            let mut resampler = Resampler::new(self.rate_hz, rate_hz)?;
+            let mut converted = Vec::with_capacity(frames as usize);
+            resampler.process(&self.channel(index)?.samples, &mut converted)?;
+            resampler.finish(&mut converted)?;
+            let places = samples.iter_mut().skip(index).step_by(self.channels);
+            places.zip(converted).for_each(|(place, sample)| *place = sample);
+        }
         Ok(Self { samples, rate_hz, channels: self.channels })
     }
 
@@ -121,6 +126,20 @@ mod tests {
         assert_eq!(stereo().mono(), Waveform::from_mono(vec![0.0, 0.5, 0.5], 2));
         assert_eq!(stereo().channel(1).unwrap(), Waveform::from_mono(vec![-0.5, 0.0, 0.75], 2));
         assert!(matches!(stereo().channel(2), Err(Error::Argument(_))));
+    }
+
+    #[test]
+    fn resampling_keeps_channels_apart() {
+        let mut stream = crate::rng::Stream::new(1, "noise", 0);
+        let samples = (0..3 * 5000).map(|_| stream.uniform_in(-1.0, 1.0) as f32).collect();
+        let waveform = Waveform { samples, rate_hz: 22_050, channels: 3 };
+        let resampled = waveform.resampled(16_000).unwrap();
+        assert_eq!((resampled.frames(), resampled.channels, resampled.rate_hz), (3629, 3, 16_000));
+        for index in 0..3 {
+            let alone = waveform.channel(index).unwrap().resampled(16_000).unwrap();
+            assert_eq!(resampled.channel(index).unwrap(), alone);
+        }
+        assert_eq!(waveform.resampled(22_050).unwrap(), waveform);
     }
 
     #[test]
