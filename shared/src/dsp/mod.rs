@@ -2,12 +2,14 @@
 
 mod features;
 mod mel;
+mod speech;
 mod stft;
 mod window;
 
 pub use features::{LogMel, LogMelOptions, instance_norm, pre_emphasis};
 pub use mel::{MelFilterbank, MelOptions, hertz_to_mel, mel_to_hertz};
 pub use realfft::num_complex::Complex;
+pub use speech::{Segment, Speech, SpeechDetector, SpeechDetectorConfig};
 pub use stft::{Stft, StftOptions};
 pub use window::{Window, WindowShape};
 
