@@ -194,9 +194,10 @@ mod tests {
         for bad in ["", "1", "2/2", "-1/2", "a/b", "0/0"] {
             assert!(bad.parse::<Shard>().is_err(), "{bad}");
         }
-        let owners =
-            |item| (0..3).filter(|index| Shard { index: *index, count: 3 }.owns(item)).count();
-        assert!((0..10).all(|item| owners(item) == 1));
+        let ranges: Vec<_> = (0..3).map(|index| Shard { index, count: 3 }.range(10)).collect();
+        assert_eq!(ranges, [0..3, 3..6, 6..10]);
+        assert_eq!(Shard { index: 1, count: 4 }.range(2), 0..1);
+        assert_eq!(Shard::ALL.range(10), 0..10);
     }
 
     #[test]

@@ -100,6 +100,18 @@ pub fn instruction_sets() -> Vec<&'static str> {
     found
 }
 
+/// Version of the FFmpeg libraries in this build; `None` in builds without the feature `video`.
+pub fn ffmpeg_version() -> Option<String> {
+    #[cfg(feature = "video")]
+    {
+        let version = ffmpeg_next::codec::version();
+        let [major, minor, micro] = [version >> 16, version >> 8 & 0xff, version & 0xff];
+        Some(format!("libavcodec {major}.{minor}.{micro}"))
+    }
+    #[cfg(not(feature = "video"))]
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,5 @@
 //! Audio files of all formats, good and bad, through the public interface.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -183,7 +183,7 @@ impl<T: Send + 'static> Loader<T> {
                 options.items, options.batch
             )));
         }
-        if position.next >= items_per_epoch || position.next % options.batch != 0 {
+        if position.next >= items_per_epoch || !position.next.is_multiple_of(options.batch) {
             return Err(Error::Argument(format!(
                 "cannot go on after {} items of an epoch of {items_per_epoch} in batches of {}: \
                  other data or another batch size than before",

@@ -20,11 +20,7 @@ pub(crate) fn map_rows<R: Send>(
     if count * len < FORK_ELEMENTS {
         return (0..count).map(work).collect();
     }
-    (0..count)
-        .into_par_iter()
-        .with_min_len(FORK_ELEMENTS.div_ceil(len))
-        .map(|row| work(row))
-        .collect()
+    (0..count).into_par_iter().with_min_len(FORK_ELEMENTS.div_ceil(len)).map(&work).collect()
 }
 
 /// The `count` rows of `len` elements that `work(row, elements of the row)` writes. The memory is

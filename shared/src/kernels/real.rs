@@ -38,7 +38,7 @@ impl Real for f32 {
         // e^x = 2^n e^r with |r| <= ln(2)/2. Adding 1.5 * 2^23 rounds to an integer, and leaves it
         // in the low bits. ln(2) is split so that n times its first part is exact.
         const ROUND: f32 = 12_582_912.0;
-        const LN_2_HIGH: f32 = 0.693_359_375;
+        const LN_2_HIGH: f32 = 355.0 / 512.0;
         const LN_2_LOW: f32 = -2.121_944_4e-4;
         // Outside, the result is 0 or infinity all the same. These comparisons let NaN pass.
         let x = if self < -104.0 { -104.0 } else { self };

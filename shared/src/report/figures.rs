@@ -185,8 +185,11 @@ fn curve_plot(quantity: &str, curves: Vec<Curve>) -> Plot {
     })
 }
 
+/// A place on the x axis with the lowest and the highest value there.
+type Range = (f64, f64, f64);
+
 /// Means and ranges of `together` successive points each.
-fn condensed(points: &[(f64, f64)], together: usize) -> (Vec<(f64, f64)>, Vec<(f64, f64, f64)>) {
+fn condensed(points: &[(f64, f64)], together: usize) -> (Vec<(f64, f64)>, Vec<Range>) {
     let groups = points.chunks(together).map(|group| {
         let count = group.len() as f64;
         let x = group.iter().map(|(x, _)| x / count).sum();

@@ -109,7 +109,7 @@ impl Kind {
     /// The edges, or others where they are none, too near for ticks between them or too far for
     /// arithmetic.
     fn usable(&self, low: f64, high: f64) -> (f64, f64) {
-        if !(low <= high) {
+        if low.is_nan() || high.is_nan() || low > high {
             return match self {
                 Self::Probit => (probit(0.001), probit(0.5)),
                 _ => (0.0, 1.0),
