@@ -194,6 +194,14 @@ impl Architecture {
     }
 }
 
+impl Default for Architecture {
+    /// The smallest network that the authors recommend, `Small`.
+    fn default() -> Self {
+        let blocks = vec![Block { mid: 256, kernel: 3 }; 2];
+        Self { trunk: 256, stem_kernel: 3, blocks, cat: 400 }
+    }
+}
+
 impl FromStr for Architecture {
     type Err = Error;
 

@@ -5,9 +5,12 @@
 //! embeddings tells how alike two voices are ([`Embedder`], [`ModelFile`]).
 
 pub mod architecture;
+pub mod batch;
+pub mod book;
 pub mod cost;
 pub mod dynamic;
 pub mod embed;
+pub mod embeddings;
 pub mod frontend;
 mod layers;
 pub mod loss;
@@ -15,8 +18,11 @@ pub mod model_file;
 pub mod published;
 mod recalibrate;
 pub mod score;
+pub mod score_file;
 pub mod subnet;
 pub mod supernet;
+pub mod training;
+mod verifier;
 
 pub use architecture::{Architecture, NetworkConfig};
 pub use embed::{Embedder, WindowConfig};
@@ -26,3 +32,4 @@ pub use model_file::{ModelCard, ModelFile};
 pub use recalibrate::recalibrate;
 pub use subnet::Subnet;
 pub use supernet::Supernet;
+pub use verifier::{Verifier, Voice};

@@ -13,11 +13,15 @@ use shared::{Error, Result};
 
 use crate::architecture::NetworkConfig;
 use crate::embed::{Embedder, WindowConfig};
+use crate::embeddings::Embeddings;
 use crate::frontend::{Frontend, FrontendConfig};
+use crate::score::Scoring;
 use crate::subnet::Subnet;
 
 /// Metadata entry that holds the card.
 const CARD: &str = "tdnn";
+/// Tensor that holds the cohort.
+const COHORT: &str = "cohort";
 /// Version of the card that this program writes and reads.
 const VERSION: u32 = 1;
 /// Least cosine between the embedding of the self-test and the one in the card.
@@ -39,9 +43,9 @@ pub struct ModelCard {
     /// From cosine to log-likelihood ratio, once it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
-    /// Cosines to decide by, by the name of the operating point.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub thresholds: BTreeMap<String, f64>,
+    /// How scores are made; what is calibrated.
+    #[serde(default)]
+    pub scoring: Scoring,
     /// Batches that the batch norms were recalibrated on after the network left its supernet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recalibration_batches: Option<usize>,
@@ -66,13 +70,18 @@ impl ModelCard {
             frontend,
             windows,
             calibration: None,
-            thresholds: BTreeMap::new(),
+            scoring: Scoring::default(),
             recalibration_batches: None,
             training_data_sha256: None,
             provenance: serde_json::Map::new(),
             tensors_sha256: String::new(),
             self_test: vec![],
         }
+    }
+
+    /// SHA-256 of the tensors, see [`data_hash`].
+    pub fn tensors_sha256(&self) -> &str {
+        &self.tensors_sha256
     }
 }
 
@@ -83,6 +92,8 @@ pub struct ModelFile {
     pub card: ModelCard,
     /// The network's tensors, in the dtype in which they are stored.
     pub tensors: BTreeMap<String, Tensor>,
+    /// Other speakers, by whom the scores are normalised where [`ModelCard::scoring`] says so.
+    pub cohort: Option<Embeddings>,
 }
 
 impl ModelFile {
@@ -114,7 +125,7 @@ impl ModelFile {
             })
             .collect::<Result<_>>()?;
         card.tensors_sha256 = data_hash(&tensors)?;
-        let mut model = Self { card, tensors };
+        let mut model = Self { card, tensors, cohort: None };
         model.card.self_test = model.embedder(&Device::Cpu)?.embed(&self_test_signal())?;
         Ok(model)
     }
@@ -143,7 +154,11 @@ impl ModelFile {
         let card = serde_json::to_string(&self.card)
             .map_err(|error| Error::Argument(format!("model card: {error}")))?;
         let metadata = BTreeMap::from([(CARD.to_string(), card)]);
-        safetensors::write(path, &self.tensors, &metadata, force)
+        let mut tensors = self.tensors.clone();
+        if let Some(cohort) = &self.cohort {
+            tensors.insert(COHORT.to_string(), cohort.to_tensor()?);
+        }
+        safetensors::write(path, &tensors, &metadata, force)
     }
 
     /// The network with frozen weights and its front-end, ready for use on `device`.
@@ -177,7 +192,7 @@ impl ModelFile {
         Ok(cosine)
     }
 
-    fn of_checkpoint(checkpoint: Checkpoint, path: &Path) -> Result<Self> {
+    fn of_checkpoint(mut checkpoint: Checkpoint, path: &Path) -> Result<Self> {
         let wrong = |reason: String| Error::checkpoint(path, reason);
         let card = checkpoint.metadata.get(CARD).ok_or_else(|| {
             wrong(format!(
@@ -196,10 +211,13 @@ impl ModelFile {
         }
         let card: ModelCard = serde_json::from_str(card)
             .map_err(|error| wrong(format!("the model card is malformed: {error}")))?;
+        let cohort = checkpoint.tensors.remove(COHORT);
         if data_hash(&checkpoint.tensors)? != card.tensors_sha256 {
             return Err(wrong("damaged: the tensors are not those that were written".into()));
         }
-        Ok(Self { card, tensors: checkpoint.tensors })
+        let cohort =
+            cohort.map(|rows| Embeddings::of_tensor(&card.tensors_sha256, &rows)).transpose()?;
+        Ok(Self { card, tensors: checkpoint.tensors, cohort })
     }
 }
 
@@ -224,7 +242,7 @@ mod tests {
         let network = NetworkConfig::published("1.16.16.3.3.24".parse().unwrap());
         let mut card = ModelCard::new(network, FrontendConfig::default(), WindowConfig::default());
         card.calibration = Some(Calibration { slope: 20.0, offset: -5.0 });
-        card.thresholds.insert("eer".into(), 0.31);
+        card.scoring = Scoring::AdaptiveSNorm { top: 300 };
         card
     }
 
@@ -244,7 +262,7 @@ mod tests {
             assert!(matches!(written.write(&path, false), Err(Error::Exists { .. })));
             let read = ModelFile::read(&path, &Limits::default()).unwrap();
             assert_eq!(read.card, written.card);
-            assert_eq!(read.card.thresholds["eer"], 0.31);
+            assert_eq!(read.card.scoring, Scoring::AdaptiveSNorm { top: 300 });
             assert_eq!(read.tensors["layer1.conv.weight"].dtype(), storage);
             assert_eq!(read.tensors["layer1.bn.running_var"].dtype(), DType::F32);
             let bytes = std::fs::read(&path).unwrap();

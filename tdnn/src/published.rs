@@ -260,7 +260,7 @@ mod tests {
                 let zero = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
                 file.tensors.insert("bn.blocks.1.first_conv.bn.bias".into(), zero);
             }),
-            ("expected shape [12], found [13]", |file| {
+            ("expected [12], found [13]", |file| {
                 let longer = Tensor::zeros(13, DType::F32, &Device::Cpu).unwrap();
                 file.tensors.insert("bn.layer1.bn.weight".into(), longer);
             }),

@@ -1,0 +1,55 @@
+//! `tdnn doctor`: does everything work here?
+
+use clap::Args;
+use serde::Serialize;
+use shared::cli::Common;
+use shared::device;
+use shared::limits::Limits;
+use tdnn::Verifier;
+
+use super::model;
+
+#[derive(Args)]
+pub struct Options {
+    /// Model to check [default: the shipped model]
+    #[arg(long, value_name = "FILE")]
+    model: Option<std::path::PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    version: &'static str,
+    device: String,
+    threads: usize,
+    instruction_sets: Vec<&'static str>,
+    ffmpeg: Option<String>,
+    model: String,
+    /// Cosine of the embedding of a synthetic signal with the one stored in the model.
+    self_test: f64,
+}
+
+pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
+    let opened = common.open()?;
+    let model = model::load(options.model.as_deref())?;
+    let verifier = Verifier::new(&model, true, Limits::default(), &opened)?;
+    let outcome = Outcome {
+        version: env!("CARGO_PKG_VERSION"),
+        device: format!("{:?}", opened.location()),
+        threads: device::set_threads(common.threads)?,
+        instruction_sets: device::instruction_sets(),
+        ffmpeg: device::ffmpeg_version(),
+        model: model::name(options.model.as_deref()),
+        self_test: model.self_test(verifier.embedder())?,
+    };
+    let text = format!(
+        "tdnn            {}\ndevice          {}\nthreads         {}\ninstructions    {}\nFFmpeg          {}\nmodel           {}\nself-test       passed, cosine {:.6}",
+        outcome.version,
+        outcome.device,
+        outcome.threads,
+        outcome.instruction_sets.join(", "),
+        outcome.ffmpeg.as_deref().unwrap_or("not in this build (feature `video`); Opus needs it"),
+        outcome.model,
+        outcome.self_test
+    );
+    common.print(&outcome, text)
+}

@@ -1,0 +1,107 @@
+//! `tdnn embed`: the embeddings of recordings.
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use shared::Error;
+use shared::cli::{Common, Shard};
+use shared::data::{Manifest, Utterance};
+use shared::train::Interrupt;
+use tdnn::batch::{BatchOptions, embed_all, partial_path};
+use tdnn::embeddings::Format;
+
+use super::model::ModelOptions;
+
+#[derive(Args)]
+pub struct Options {
+    /// A recording, or a list of recordings: Kaldi's wav.scp, a table with a column `path`, JSON
+    /// lines, or a folder
+    input: PathBuf,
+    /// Where the embeddings go; the ending names the format: .safetensors, .npy (with the names in
+    /// a file beside it) or .ark (Kaldi's text archive)
+    #[arg(long, short, value_name = "FILE")]
+    out: PathBuf,
+    /// Format, whatever the ending: safetensors, npy or ark
+    #[arg(long, value_name = "NAME")]
+    format: Option<Format>,
+    /// Where the relative paths of a list start [default: the list's folder]
+    #[arg(long, value_name = "FOLDER")]
+    root: Option<PathBuf>,
+    /// Only part I of N of a list, I from 0; `tdnn merge` joins the parts [default: as the
+    /// launcher's environment says, or all]
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+    /// Leave out recordings that cannot be used, and list them
+    #[arg(long)]
+    skip_errors: bool,
+    /// Overwrite the output
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    model: ModelOptions,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    out: String,
+    embeddings: usize,
+    dimension: usize,
+    skipped: Vec<String>,
+}
+
+pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
+    if options.out.exists() && !options.force {
+        return Err(Error::Exists { path: options.out.clone() }.into());
+    }
+    let limits = options.model.limits();
+    let utterances = utterances(options)?;
+    let verifier = options.model.verifier(common)?;
+    let store = partial_path(&options.out);
+    let batch =
+        BatchOptions { skip_errors: options.skip_errors, store: &store, quiet: common.quiet };
+    let interrupt = Interrupt::on_signals()?;
+    let (embeddings, skipped) = embed_all(&verifier, &utterances, &batch, &interrupt, &limits)?;
+    let format = options.format.unwrap_or_else(|| Format::of(&options.out));
+    embeddings.write(&options.out, format, options.force)?;
+    // It may not be there when nothing could be embedded.
+    let _ = fs::remove_file(&store);
+    let skipped: Vec<String> =
+        skipped.iter().map(|skipped| format!("{}: {}", skipped.id, skipped.error)).collect();
+    for line in &skipped {
+        common.note(format!("skipped {line}"));
+    }
+    let outcome = Outcome {
+        out: options.out.display().to_string(),
+        embeddings: embeddings.len(),
+        dimension: embeddings.dimension(),
+        skipped,
+    };
+    let text = format!(
+        "{} embeddings of {} numbers in {}, {} skipped",
+        outcome.embeddings,
+        outcome.dimension,
+        outcome.out,
+        outcome.skipped.len()
+    );
+    common.print(&outcome, text)
+}
+
+/// The recordings of this shard: the input itself where it is one, else those that it lists.
+fn utterances(options: &Options) -> anyhow::Result<Vec<Utterance>> {
+    let limits = options.model.limits();
+    let is_list = options.input.is_dir()
+        || options
+            .input
+            .extension()
+            .and_then(|ending| ending.to_str())
+            .is_some_and(|ending| ["scp", "tsv", "jsonl", "json", "txt"].contains(&ending));
+    if !is_list {
+        let id = options.input.display().to_string();
+        return Ok(vec![Utterance { id, path: options.input.clone(), ..Utterance::default() }]);
+    }
+    let mut manifest = Manifest::read(&options.input, options.root.as_deref(), &limits)?;
+    let shard = options.shard.map_or_else(Shard::from_environment, Ok)?;
+    Ok(manifest.utterances.drain(shard.range(manifest.utterances.len())).collect())
+}

@@ -1,0 +1,163 @@
+//! Training examples: random pieces of recordings, changed at random, as features.
+
+use std::sync::Arc;
+
+use shared::data::augment::{Augmenter, Speed, spec_augment};
+use shared::data::{
+    AudioCache, Loader, LoaderOptions, Position, SpeakerIndex, random_crop, to_f32,
+};
+use shared::rng::Stream;
+use shared::{Error, Result};
+
+use super::config::TrainConfig;
+use crate::frontend::Frontend;
+
+/// One example.
+#[derive(Clone, Debug)]
+pub struct Example {
+    /// `[bands, frames]` in row-major order.
+    pub features: Vec<f32>,
+    /// Number of the speaker, each speed counting as further speakers.
+    pub label: u32,
+}
+
+/// All that examples are made from.
+pub struct TrainingData {
+    config: TrainConfig,
+    frontend: Frontend,
+    recordings: AudioCache,
+    /// Recordings of each speaker.
+    speakers: Vec<Vec<usize>>,
+    augmenter: Option<Augmenter>,
+    speeds: Vec<Speed>,
+}
+
+impl TrainingData {
+    /// Examples from `recordings`, whose speakers `index` numbers; with recorded `noises` and
+    /// `impulse_responses` at the front-end's rate to augment with. Recordings that could not be
+    /// read are left out.
+    ///
+    /// # Errors
+    /// When a recording has no speaker, or fewer than two speakers are left.
+    pub fn new(
+        config: TrainConfig,
+        recordings: AudioCache,
+        index: &SpeakerIndex,
+        noises: Vec<Vec<f32>>,
+        impulse_responses: Vec<Vec<f32>>,
+    ) -> Result<Self> {
+        let frontend = Frontend::new(config.frontend.clone())?;
+        let mut speakers = vec![vec![]; index.names().len()];
+        for (number, utterance) in recordings.utterances().iter().enumerate() {
+            let speaker = utterance.speaker.as_deref().and_then(|name| index.index(name));
+            let members =
+                speaker.and_then(|speaker| speakers.get_mut(speaker)).ok_or_else(|| {
+                    Error::Argument(format!("recording {} has no speaker", utterance.id))
+                })?;
+            if recordings.samples_of(number).is_some_and(|samples| samples > 0) {
+                members.push(number);
+            }
+        }
+        speakers.retain(|members| !members.is_empty());
+        if speakers.len() < 2 {
+            return Err(Error::Argument(
+                "training needs readable recordings of at least two speakers".into(),
+            ));
+        }
+        let augmenter = config
+            .augmentation
+            .clone()
+            .map(|augmentation| {
+                Augmenter::new(augmentation, frontend.rate_hz(), noises, impulse_responses)
+            })
+            .transpose()?;
+        let speeds = config.speeds.iter().map(|speed| Speed::new(*speed)).collect::<Result<_>>()?;
+        Ok(Self { config, frontend, recordings, speakers, augmenter, speeds })
+    }
+
+    /// Classes to tell apart: speakers times speeds.
+    pub fn classes(&self) -> usize {
+        self.speakers.len() * self.speeds.len()
+    }
+
+    /// Examples in an epoch.
+    pub fn examples(&self) -> usize {
+        self.classes() * self.config.examples_per_speaker
+    }
+
+    /// The front-end that makes the features.
+    pub fn frontend(&self) -> &Frontend {
+        &self.frontend
+    }
+
+    /// Batches of stage number `stage` from `position` on, prepared in the background.
+    ///
+    /// # Errors
+    /// When there is no such stage; as [`Loader::new`].
+    pub fn loader(self: &Arc<Self>, stage: usize, position: Position) -> Result<Loader<Example>> {
+        let crop_samples = self.config.stage(stage)?.crop_samples(self.frontend.rate_hz());
+        let batch = self.config.batch;
+        let options = LoaderOptions {
+            items: self.examples(),
+            batch,
+            drop_last: true,
+            shuffle_seed: Some(self.config.seed),
+            epochs: None,
+            workers: rayon::current_num_threads(),
+            ahead: 3 * batch,
+            skip_failures: false,
+        };
+        let data = Arc::clone(self);
+        Loader::new(options, position, move |epoch, index| {
+            data.example(stage, epoch, index, crop_samples)
+        })
+    }
+
+    /// Example `index` of `epoch` of `stage`; nothing but these decides what it is.
+    ///
+    /// # Errors
+    /// When a recording that is not in memory cannot be read again.
+    pub fn example(
+        &self,
+        stage: usize,
+        epoch: u64,
+        index: usize,
+        crop_samples: usize,
+    ) -> Result<Example> {
+        let number = epoch * self.examples() as u64 + index as u64;
+        let purpose = format!("training example of stage {stage}");
+        let mut stream = Stream::new(self.config.seed, &purpose, number);
+        let label = index % self.classes();
+        let (speed, speaker) = (label / self.speakers.len(), label % self.speakers.len());
+        let mut samples = self.piece(speaker, speed, crop_samples, &mut stream)?;
+        if let Some(augmenter) = &self.augmenter {
+            augmenter.apply(&mut samples, &mut stream, |length, stream| {
+                let other = stream.below(self.speakers.len());
+                self.piece(other, speed, length, stream).ok()
+            });
+        }
+        let mut features = self.frontend.features(&samples)?;
+        if let Some(mask) = self.config.mask {
+            spec_augment(&mut features, self.frontend.bands(), mask, &mut stream);
+        }
+        Ok(Example { features, label: label as u32 })
+    }
+
+    /// A random piece of a random recording of `speaker`, played at `speed`.
+    fn piece(
+        &self,
+        speaker: usize,
+        speed: usize,
+        length: usize,
+        stream: &mut Stream,
+    ) -> Result<Vec<f32>> {
+        let nothing = || Error::Argument(format!("no speaker {speaker} at speed {speed}"));
+        let members = self.speakers.get(speaker).ok_or_else(nothing)?;
+        let speed = self.speeds.get(speed).ok_or_else(nothing)?;
+        let recording = members.get(stream.below(members.len())).ok_or_else(nothing)?;
+        let samples = to_f32(&self.recordings.read(*recording)?);
+        let mut piece = speed.apply(&random_crop(&samples, speed.input_samples(length), 0, stream));
+        piece.truncate(length);
+        Ok(piece)
+    }
+}
