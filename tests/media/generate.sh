@@ -30,5 +30,5 @@ encode aac.m4a -c:a aac -b:a 192k
 encode alac.m4a -c:a alac
 encode fragmented.mp4 -c:a aac -b:a 192k -movflags frag_keyframe+delay_moov
 encode adts.aac -c:a aac -b:a 192k
-encode opus.ogg -c:a libopus -b:a 32k
-encode opus.webm -c:a libopus -b:a 32k
+encode opus.ogg -c:a libopus -b:a 128k
+encode opus.webm -c:a libopus -b:a 128k

@@ -304,7 +304,10 @@ impl Errors {
         for (a, b) in result.iter().zip(expected) {
             difference += (a - b).powi(2);
             norm += b.powi(2);
-            largest = if (a - b).is_nan() { f64::NAN } else { largest.max((a - b).abs()) };
+            // `max` alone would forget a NaN.
+            let error = (a - b).abs();
+            largest =
+                if error.is_nan() || largest.is_nan() { f64::NAN } else { largest.max(error) };
         }
         let relative = if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() };
         Self { relative, largest }

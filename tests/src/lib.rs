@@ -1,3 +1,4 @@
 //! Helpers of the end-to-end and golden tests.
 
 pub mod golden;
+pub mod tool;

@@ -63,8 +63,8 @@ pub fn keys(table: &mut Table) -> Result<()> {
         let ours = shapes(&weights);
         check_shapes(table, &format!("{name}.state_keys"), &item["state_keys"], &ours)?;
         let norms: BTreeMap<String, Vec<usize>> = ours
-            .iter()
-            .filter_map(|(key, _)| key.strip_suffix("running_mean"))
+            .keys()
+            .filter_map(|key| key.strip_suffix("running_mean"))
             .flat_map(|norm| ours.iter().filter(move |(key, _)| key.starts_with(norm)))
             .map(|(key, shape)| (key.clone(), shape.clone()))
             .collect();

@@ -1,0 +1,191 @@
+//! The speaker-verification tool on the recordings in `samples/media`, as a user runs it.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+use tests::tool::{Workplace, root};
+
+fn media(name: &str) -> String {
+    root().join("samples/media").join(name).display().to_string()
+}
+
+fn number(value: &Value, name: &str) -> f64 {
+    value[name].as_f64().unwrap_or_else(|| panic!("{name} is no number in {value}"))
+}
+
+#[test]
+fn verify_scores_and_decides() {
+    let place = Workplace::new("tdnn");
+    let (a, b) = (media("librivox/0870.flac"), media("librivox/0890.flac"));
+    let other = media("asterisk/carlo-vm-options.flac");
+    let same = place.run(["verify", &a, &b, "--json"]).success().json();
+    let different = place.run(["verify", &a, &other, "--json"]).success().json();
+    assert!(number(&same, "score") > number(&different, "score") + 0.1, "{same} {different}");
+    assert!(same["speech_s"][0].as_f64() > Some(3.0), "{same}");
+    let itself = place.run(["verify", &a, &a, "--json"]).success().json();
+    assert!((number(&itself, "score") - 1.0).abs() < 1e-5, "{itself}");
+    // The decision follows the threshold; only --check turns it into an exit code.
+    let score = number(&same, "score");
+    for (threshold, code) in [(score - 0.01, 0), (score + 0.01, 1)] {
+        let threshold = threshold.to_string();
+        let run = |check: &[&str]| {
+            let arguments = ["verify", &a, &b, "--json", "--threshold", &threshold];
+            place.run(arguments.iter().chain(check))
+        };
+        assert_eq!(run(&[]).success().json()["same_speaker"], code == 0);
+        run(&["--check"]).failure(code, &[]);
+    }
+}
+
+#[test]
+fn threads_change_rounding_only_and_runs_repeat() {
+    let place = Workplace::new("tdnn");
+    let (a, b) = (media("librivox/0870.flac"), media("cards/005.flac"));
+    let score = |threads: &str| {
+        let arguments = ["verify", &a, &b, "--json", "--threads", threads, "--threshold", "0"];
+        number(&place.run(arguments).success().json(), "score")
+    };
+    let one = score("1");
+    assert_eq!(one, score("1"));
+    for threads in ["2", "8"] {
+        assert!((one - score(threads)).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn speakers_are_enrolled_and_identified() {
+    let place = Workplace::new("tdnn");
+    for (name, file) in [
+        ("Reader", "librivox/0870.flac"),
+        ("Allison", "asterisk/allison-demo-congrats.flac"),
+        ("Carlo", "asterisk/carlo-demo-congrats.flac"),
+    ] {
+        place.run(["enroll", name, &media(file)]).success();
+    }
+    let again = place.run(["enroll", "Reader", &media("librivox/0890.flac"), "--json"]).success();
+    assert_eq!(
+        (again.json()["recordings"].clone(), again.json()["speakers"].clone()),
+        (2.into(), 3.into())
+    );
+    for (name, file) in [
+        ("Reader", "librivox/0920.flac"),
+        ("Allison", "asterisk/allison-vm-options.flac"),
+        ("Carlo", "asterisk/carlo-vm-options.flac"),
+    ] {
+        let arguments = ["identify", &media(file), "--threshold", "-1", "--json"];
+        assert_eq!(place.run(arguments).success().json()["speaker"], name);
+    }
+    let unknown = ["identify", &media("cards/005.flac"), "--threshold", "0.999", "--json"];
+    assert!(place.run(unknown).success().json()["speaker"].is_null());
+    place.run(unknown.iter().chain(&["--check"])).failure(1, &[]);
+    assert_eq!(place.files(), ["speakers.safetensors"]);
+}
+
+#[test]
+fn lists_are_embedded_in_every_format_and_in_parts() {
+    let place = Workplace::new("tdnn");
+    let list = media("recordings.tsv");
+    for out in ["all.safetensors", "all.npy", "all.ark"] {
+        let run = place.run(["embed", &list, "--out", out, "--json"]).success();
+        assert_eq!(run.json()["embeddings"], 14);
+    }
+    let names = std::fs::read_to_string(place.path("all.npy.names")).unwrap();
+    assert_eq!(names.lines().count(), 14);
+    let archive = std::fs::read_to_string(place.path("all.ark")).unwrap();
+    assert!(archive.lines().all(|line| line.split_whitespace().count() == 192 + 3));
+    for shard in ["0/3", "1/3", "2/3"] {
+        let out = format!("part-{}.safetensors", &shard[..1]);
+        place.run(["embed", &list, "--out", &out, "--shard", shard]).success();
+    }
+    let parts = ["part-0.safetensors", "part-1.safetensors", "part-2.safetensors"];
+    place.run(["merge"].iter().chain(&parts).chain(&["--out", "merged.safetensors"])).success();
+    let bytes = |name: &str| std::fs::read(place.path(name)).unwrap();
+    assert!(bytes("merged.safetensors") == bytes("all.safetensors"));
+    place.run(["embed", &list, "--out", "all.npy"]).failure(2, &["all.npy", "--force"]);
+}
+
+#[test]
+fn trials_are_scored_in_parts_and_evaluated() {
+    let place = Workplace::new("tdnn");
+    let (trials, folder) = (media("trials.txt"), media(""));
+    let score = |extra: &[&str]| {
+        let arguments = ["score", "--trials", &trials, "--root", &folder];
+        place.run(arguments.iter().chain(extra)).success()
+    };
+    score(&["--out", "whole.txt", "--embeddings", "cache.safetensors"]);
+    for shard in ["0/2", "1/2"] {
+        let out = format!("part-{}.txt", &shard[..1]);
+        score(&["--out", &out, "--shard", shard, "--embeddings", "cache.safetensors"]);
+    }
+    place.run(["merge", "part-1.txt", "part-0.txt", "--out", "merged.txt"]).success();
+    let text = |name: &str| std::fs::read_to_string(place.path(name)).unwrap();
+    assert_eq!(text("whole.txt"), text("merged.txt"));
+    assert_eq!(text("whole.txt").lines().count(), 1 + 91);
+
+    let from_scores =
+        ["evaluate", "--trials", &trials, "--scores", "whole.txt", "--out", "report", "--json"];
+    let metrics = place.run(from_scores).success().json();
+    assert_eq!((metrics["targets"].clone(), metrics["nontargets"].clone()), (22.into(), 69.into()));
+    let rate = number(&metrics["equal_error_rate"], "value");
+    assert!((0.0..0.5).contains(&rate), "{metrics}");
+    for file in ["report/report.html", "report/det.svg", "report/metrics.json"] {
+        assert!(text(file).len() > 500, "{file}");
+    }
+    let embedded = ["evaluate", "--trials", &trials, "--root", &folder, "--json"];
+    let again = place.run(embedded).success().json();
+    // Score files have six decimals.
+    assert!((number(&again["equal_error_rate"], "value") - rate).abs() < 0.02);
+}
+
+#[test]
+fn published_layouts_become_models() {
+    let place = Workplace::new("tdnn");
+    let folder = root().join("tests/golden/tdnn/ckpt");
+    let file = |name: &str| folder.join(name).display().to_string();
+    let (supernet, bn) = (file("tiny.torchparams"), file("tiny.3.24.32.16.24.5.3.3.1.40.bn.tar"));
+    let convert = ["convert", "--supernet", &supernet, "--bn", &bn, "--out", "tiny.safetensors"];
+    place.run(convert).success();
+    let info = place.run(["info", "tiny.safetensors", "--json"]).success().json();
+    assert_eq!(info["architecture"], "3.24.32.16.24.5.3.3.1.40");
+    let (a, b) = (media("librivox/0870.flac"), media("librivox/0890.flac"));
+    let verify = ["verify", &a, &b, "--model", "tiny.safetensors"];
+    place.run(verify).failure(2, &["not calibrated"]);
+    place.run(verify.iter().chain(&["--threshold", "0.5"])).success();
+    place.run(convert).failure(2, &["tiny.safetensors", "--force"]);
+    place.run(["convert", &supernet, "--out", "plain.safetensors"]).success();
+}
+
+#[test]
+fn a_small_network_trains_the_same_each_time() {
+    let place = Workplace::new("tdnn");
+    let config = place.write(
+        "config.json",
+        r#"{"architecture": "2.16.16.16.3.3.3.24", "batch": 8, "speeds": [1.0],
+            "stages": [{"steps": 6, "crop_s": 0.6, "margin": [0.0, 0.1],
+                        "schedule": {"kind": "constant", "lr": 0.001}}]}"#,
+    );
+    let config = config.display().to_string();
+    let list = media("recordings.tsv");
+    let train = |out: &str, extra: &[&str]| {
+        let arguments = ["train", "--data", &list, "--out", out, "--config", &config];
+        place.run(arguments.iter().chain(&["--threads", "1", "--json"]).chain(extra))
+    };
+    let whole = train("whole", &["--save-every", "2"]).success().json();
+    assert_eq!((whole["recordings"].clone(), whole["classes"].clone()), (14.into(), 4.into()));
+    train("resumed", &["--save-every", "2"]).success();
+    let model = |out: &str| std::fs::read(place.path(out).join("model.safetensors")).unwrap();
+    assert!(model("whole") == model("resumed"), "the same seed gives another model");
+    let log: PathBuf = place.path("whole").join("stage-0/log.jsonl");
+    assert_eq!(std::fs::read_to_string(log).unwrap().lines().count(), 6);
+    // A finished run has nothing left to do.
+    train("whole", &[]).success();
+    assert!(model("whole") == model("resumed"));
+}
+
+#[test]
+fn the_doctor_finds_nothing_wrong() {
+    let place = Workplace::new("tdnn");
+    let report = place.run(["doctor", "--json"]).success().json();
+    assert!(number(&report, "self_test") > 0.999);
+}
