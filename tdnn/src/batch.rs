@@ -83,7 +83,7 @@ pub fn embed_all(
             }
         }
         let stop = failure.or_else(|| interrupt.requested().then_some(Error::Interrupted));
-        if stop.is_some() || saved.elapsed() > SAVE_INTERVAL {
+        if !embeddings.is_empty() && (stop.is_some() || saved.elapsed() > SAVE_INTERVAL) {
             embeddings.write(options.store, Format::Safetensors, true)?;
             saved = Instant::now();
         }

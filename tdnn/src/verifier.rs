@@ -188,6 +188,8 @@ impl Verifier {
 struct Ear<'a> {
     detector: Option<SpeechDetector>,
     embedding: StreamingEmbedding<'a>,
+    /// Fewest samples that can be embedded.
+    need_samples: usize,
     samples: usize,
     used: usize,
 }
@@ -198,6 +200,7 @@ impl<'a> Ear<'a> {
         Ok(Self {
             detector: detector.map(|config| SpeechDetector::new(config, rate_hz)).transpose()?,
             embedding: verifier.embedder.start(),
+            need_samples: verifier.embedder.windows().min_samples,
             samples: 0,
             used: 0,
         })
@@ -218,7 +221,11 @@ impl<'a> Ear<'a> {
 
     /// The embedding, the samples heard and the samples used.
     fn finish(self, rate_hz: u32) -> Result<(Vec<f32>, usize, usize)> {
-        let Self { detector, mut embedding, samples, mut used } = self;
+        let Self { detector, mut embedding, need_samples, samples, mut used } = self;
+        // Better said of the recording than of the speech in it, of which there may be none.
+        if samples < need_samples {
+            return Err(Error::TooShort { have_samples: samples, need_samples });
+        }
         if let Some(detector) = detector {
             detector.finish(|speech| {
                 used += speech.len();

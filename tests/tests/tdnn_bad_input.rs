@@ -74,7 +74,10 @@ fn recordings_that_cannot_be_used_are_refused_with_a_reason() {
         place.run(["verify", "good.wav", name]).failure(2, words);
         let json = place.run(["verify", name, "good.wav", "--json"]).failure(2, words).json();
         assert!(json["error"].is_string() && json["kind"].is_string(), "{name}: {json}");
-        place.run(["embed", name, "--out", "out.safetensors"]).failure(2, &[]);
+        // To this command a folder is a list of recordings.
+        if name != "." {
+            place.run(["embed", name, "--out", "out.safetensors"]).failure(2, &[]);
+        }
         place.run(["enroll", "Nobody", name]).failure(2, &[]);
     }
     assert_eq!(place.files(), files, "something was left behind");
