@@ -26,6 +26,8 @@ pub struct TrainConfig {
     pub batch: usize,
     /// Examples of each speaker in an epoch, however many recordings there are of it.
     pub examples_per_speaker: usize,
+    /// Take only the parts of the recordings in which somebody speaks, as in use.
+    pub detect_speech: bool,
     /// Speeds at which all recordings are played; each other than 1 makes further speakers, for it
     /// changes the voice (Yamamoto et al. 2019).
     pub speeds: Vec<f64>,
@@ -69,6 +71,7 @@ impl Default for TrainConfig {
             seed: 0,
             batch: 64,
             examples_per_speaker: 4,
+            detect_speech: true,
             speeds: vec![1.0, 0.9, 1.1],
             augmentation: Some(AugmentConfig::default()),
             mask: None,

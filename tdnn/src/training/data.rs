@@ -1,11 +1,14 @@
 //! Training examples: random pieces of recordings, changed at random, as features.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use shared::data::augment::{Augmenter, Speed, spec_augment};
 use shared::data::{
     AudioCache, Loader, LoaderOptions, Position, SpeakerIndex, random_crop, to_f32,
 };
+use shared::dsp::{SpeechDetector, SpeechDetectorConfig};
 use shared::rng::Stream;
 use shared::{Error, Result};
 
@@ -26,6 +29,8 @@ pub struct TrainingData {
     config: TrainConfig,
     frontend: Frontend,
     recordings: AudioCache,
+    /// The samples of each recording that are used.
+    speech: Vec<Vec<Range<usize>>>,
     /// Recordings of each speaker.
     speakers: Vec<Vec<usize>>,
     augmenter: Option<Augmenter>,
@@ -64,6 +69,13 @@ impl TrainingData {
                 "training needs readable recordings of at least two speakers".into(),
             ));
         }
+        let speech = (0..recordings.len())
+            .into_par_iter()
+            .map(|number| match config.detect_speech {
+                true => speech_in(&recordings, number),
+                false => Ok(everything(&recordings, number)),
+            })
+            .collect::<Result<_>>()?;
         let augmenter = config
             .augmentation
             .clone()
@@ -72,7 +84,7 @@ impl TrainingData {
             })
             .transpose()?;
         let speeds = config.speeds.iter().map(|speed| Speed::new(*speed)).collect::<Result<_>>()?;
-        Ok(Self { config, frontend, recordings, speakers, augmenter, speeds })
+        Ok(Self { config, frontend, recordings, speech, speakers, augmenter, speeds })
     }
 
     /// Classes to tell apart: speakers times speeds.
@@ -155,9 +167,39 @@ impl TrainingData {
         let members = self.speakers.get(speaker).ok_or_else(nothing)?;
         let speed = self.speeds.get(speed).ok_or_else(nothing)?;
         let recording = members.get(stream.below(members.len())).ok_or_else(nothing)?;
-        let samples = to_f32(&self.recordings.read(*recording)?);
+        let samples = self.recordings.read(*recording)?;
+        let speech = self.speech.get(*recording).ok_or_else(nothing)?;
+        let samples: Vec<i16> = speech
+            .iter()
+            .flat_map(|range| samples.get(range.clone()).unwrap_or_default())
+            .copied()
+            .collect();
+        let samples = to_f32(&samples);
         let mut piece = speed.apply(&random_crop(&samples, speed.input_samples(length), 0, stream));
         piece.truncate(length);
         Ok(piece)
     }
+}
+
+/// The samples of recording `number` in which somebody speaks; all of them when nobody is found to.
+fn speech_in(recordings: &AudioCache, number: usize) -> Result<Vec<Range<usize>>> {
+    let everything = everything(recordings, number);
+    let Some(length) = everything.first().map(|range| range.end) else { return Ok(everything) };
+    let mut detector =
+        SpeechDetector::new(SpeechDetectorConfig::default(), recordings.rate_hz())?;
+    detector.push(&to_f32(&recordings.read(number)?), |_| Ok(()))?;
+    let rate_hz = f64::from(recordings.rate_hz());
+    let place = |seconds: f64| ((seconds * rate_hz).round() as usize).min(length);
+    let speech: Vec<Range<usize>> = detector
+        .finish(|_| Ok(()))?
+        .segments
+        .iter()
+        .map(|segment| place(segment.start_s)..place(segment.end_s))
+        .collect();
+    Ok(if speech.is_empty() { everything } else { speech })
+}
+
+/// All samples of recording `number`; nothing of an unreadable one.
+fn everything(recordings: &AudioCache, number: usize) -> Vec<Range<usize>> {
+    recordings.samples_of(number).map(|samples| 0..samples).into_iter().collect()
 }
