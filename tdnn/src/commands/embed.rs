@@ -1,5 +1,6 @@
 //! `tdnn embed`: the embeddings of recordings.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -7,10 +8,11 @@ use clap::Args;
 use serde::Serialize;
 use shared::Error;
 use shared::cli::{Common, Shard};
-use shared::data::{Manifest, Utterance};
+use shared::data::{Filter, Manifest, Utterance};
 use shared::train::Interrupt;
 use tdnn::batch::{BatchOptions, embed_all, partial_path};
-use tdnn::embeddings::Format;
+use tdnn::embeddings::{Embeddings, Format};
+use tdnn::score::speaker_means;
 
 use super::model::ModelOptions;
 
@@ -33,9 +35,16 @@ pub struct Options {
     /// launcher's environment says, or all]
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
+    /// Take only rows in which a column has a value, e.g. split=train; may be given several times
+    #[arg(long = "where", value_name = "COLUMN=VALUE")]
+    filters: Vec<Filter>,
     /// Leave out recordings that cannot be used, and list them
     #[arg(long)]
     skip_errors: bool,
+    /// One embedding for each speaker of the list instead of each recording: their mean, scaled to
+    /// length 1. Such a file makes a balanced cohort for AS-norm
+    #[arg(long, conflicts_with = "shard")]
+    per_speaker: bool,
     /// Overwrite the output
     #[arg(long)]
     force: bool,
@@ -63,6 +72,10 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         BatchOptions { skip_errors: options.skip_errors, store: &store, quiet: common.quiet };
     let interrupt = Interrupt::on_signals()?;
     let (embeddings, skipped) = embed_all(&verifier, &utterances, &batch, &interrupt, &limits)?;
+    let embeddings = match options.per_speaker {
+        true => means(&embeddings, &utterances)?,
+        false => embeddings,
+    };
     let format = options.format.unwrap_or_else(|| Format::of(&options.out));
     embeddings.write(&options.out, format, options.force)?;
     // It may not be there when nothing could be embedded.
@@ -88,6 +101,24 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     common.print(&outcome, text)
 }
 
+/// The mean of each speaker's embeddings.
+fn means(embeddings: &Embeddings, utterances: &[Utterance]) -> anyhow::Result<Embeddings> {
+    let speakers: HashMap<&str, &str> = utterances
+        .iter()
+        .filter_map(|utterance| Some((utterance.id.as_str(), utterance.speaker.as_deref()?)))
+        .collect();
+    let speakers: Vec<&str> = embeddings
+        .names()
+        .iter()
+        .map(|name| {
+            speakers.get(name.as_str()).copied().ok_or_else(|| {
+                Error::Argument(format!("--per-speaker: recording {name} has no speaker"))
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(speaker_means(embeddings, &speakers)?)
+}
+
 /// The recordings of this shard: the input itself where it is one, else those that it lists.
 fn utterances(options: &Options) -> anyhow::Result<Vec<Utterance>> {
     let limits = options.model.limits();
@@ -101,7 +132,8 @@ fn utterances(options: &Options) -> anyhow::Result<Vec<Utterance>> {
         let id = options.input.display().to_string();
         return Ok(vec![Utterance { id, path: options.input.clone(), ..Utterance::default() }]);
     }
-    let mut manifest = Manifest::read(&options.input, options.root.as_deref(), &limits)?;
+    let manifest = Manifest::read(&options.input, options.root.as_deref(), &limits)?;
+    let mut manifest = manifest.filtered(&options.filters)?;
     let shard = options.shard.map_or_else(Shard::from_environment, Ok)?;
     Ok(manifest.utterances.drain(shard.range(manifest.utterances.len())).collect())
 }

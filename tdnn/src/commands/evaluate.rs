@@ -1,17 +1,20 @@
 //! `tdnn evaluate`: error rates on labelled trials.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shared::Error;
 use shared::cli::Common;
+use shared::data::{Manifest, TrialList};
 use shared::eval::verification::{
     Bootstrap, Calibration, CostModel, ErrorRates, Interval, Trials, Unit,
 };
-use shared::files::write_atomic;
+use shared::files::{read_text, write_atomic};
+use shared::limits::Limits;
 use shared::report::{Axis, Page, Plot, Table};
 use tdnn::score_file::ScoreFile;
 
@@ -27,7 +30,7 @@ pub struct Options {
     #[arg(long, value_name = "LIST", required = true)]
     trials: Vec<PathBuf>,
     /// Scores of the one list, made with `tdnn score`, instead of scoring it here
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["root", "embeddings", "cohort"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["embeddings", "cohort"])]
     scores: Option<PathBuf>,
     /// Folder for the report: report.html, det.svg, metrics.json
     #[arg(long, short, value_name = "FOLDER")]
@@ -38,6 +41,14 @@ pub struct Options {
     /// Seed of the resampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Who speaks in the recordings, a table with columns `path` and `speaker`: the confidence
+    /// intervals are then over speakers instead of over trials, which are not independent
+    #[arg(long, value_name = "LIST")]
+    speakers: Option<PathBuf>,
+    /// Other systems' error rates to show beside, as JSON:
+    /// [{"system": "name", "equal_error_rate_percent": {"list": 4.2}}]
+    #[arg(long, value_name = "FILE")]
+    references: Option<PathBuf>,
     /// Overwrite the report
     #[arg(long)]
     force: bool,
@@ -50,6 +61,14 @@ pub struct Options {
 struct Figure {
     value: f64,
     interval: Interval,
+}
+
+/// A system's error rates as somebody published them, by the names of the lists.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reference {
+    system: String,
+    equal_error_rate_percent: BTreeMap<String, f64>,
 }
 
 #[derive(Serialize)]
@@ -68,6 +87,11 @@ struct Metrics {
     cllr: Option<Figure>,
     min_cllr: f64,
     resamples: usize,
+    /// What was resampled: trials or speakers.
+    resampled: &'static str,
+    /// EER of other systems in percent.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    references: BTreeMap<String, f64>,
 }
 
 /// Everything known of one list.
@@ -87,10 +111,15 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     if let Some(report) = report.filter(|report| report.exists() && !options.force) {
         return Err(Error::Exists { path: report }.into());
     }
+    let limits = options.scoring.model.limits();
+    let references = match &options.references {
+        Some(path) => references(path, &limits)?,
+        None => vec![],
+    };
     let evaluations: Vec<Evaluation> = options
         .trials
         .iter()
-        .map(|list| evaluate(list, options, common))
+        .map(|list| evaluate(list, &references, options, common))
         .collect::<Result<_, _>>()?;
     let mut table = Table::new([
         "list",
@@ -105,16 +134,26 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     for Evaluation { metrics, .. } in &evaluations {
         table.row(metrics.row());
     }
+    let mut tables = vec![table];
+    if !references.is_empty() {
+        tables.push(comparison(&evaluations, &references));
+    }
     if let Some(out) = &options.out {
-        write_report(out, &evaluations, &table, options.force)?;
+        write_report(out, &evaluations, &tables, options.force)?;
     }
     if common.json {
         return evaluations.iter().try_for_each(|evaluation| common.print(&evaluation.metrics, ""));
     }
-    common.print(&(), table.to_string().trim_end())
+    let tables: Vec<String> = tables.iter().map(Table::to_string).collect();
+    common.print(&(), tables.join("\n").trim_end())
 }
 
-fn evaluate(list: &Path, options: &Options, common: &Common) -> anyhow::Result<Evaluation> {
+fn evaluate(
+    list: &Path,
+    references: &[Reference],
+    options: &Options,
+    common: &Common,
+) -> anyhow::Result<Evaluation> {
     let limits = options.scoring.model.limits();
     let (trials, labels) = trials::labelled(list, &limits)?;
     let (scores, calibration) = match &options.scores {
@@ -131,16 +170,76 @@ fn evaluate(list: &Path, options: &Options, common: &Common) -> anyhow::Result<E
             (scores, verifier.calibration())
         }
     };
-    let model = model::name(options.scoring.model.model.as_deref());
-    let metrics = measure(list, model, &scores, &labels, calibration, options)
+    let pairs = match &options.speakers {
+        Some(table) => Some(speakers(table, list, &trials, options)?),
+        None => None,
+    };
+    let mut metrics = measure(list, pairs.as_deref(), &scores, &labels, calibration, options)
         .with_context(|| list.display().to_string())?;
+    let name = metrics.name();
+    metrics.references = references
+        .iter()
+        .filter_map(|reference| {
+            let rate = reference.equal_error_rate_percent.get(&name)?;
+            Some((reference.system.clone(), *rate))
+        })
+        .collect();
     let det = Trials::new(&scores, &labels)?.det_curve(0.01);
     Ok(Evaluation { metrics, det, scores, labels })
 }
 
+fn references(path: &Path, limits: &Limits) -> anyhow::Result<Vec<Reference>> {
+    let text = read_text(path, limits)?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
+
+/// The speakers of both recordings of each trial, as the list `table` has them.
+fn speakers(
+    table: &Path,
+    list: &Path,
+    trials: &TrialList,
+    options: &Options,
+) -> anyhow::Result<Vec<(String, String)>> {
+    let root = options.scoring.root(list);
+    let table_root = options.scoring.root.as_deref();
+    let manifest = Manifest::read(table, table_root, &options.scoring.model.limits())?;
+    let known: HashMap<&Path, &str> = manifest
+        .utterances
+        .iter()
+        .filter_map(|utterance| Some((utterance.path.as_path(), utterance.speaker.as_deref()?)))
+        .collect();
+    let speaker = |name: &str| {
+        known.get(root.join(name).as_path()).map(|speaker| (*speaker).to_owned()).ok_or_else(|| {
+            Error::Argument(format!("{}: no speaker for recording {name}", table.display()))
+        })
+    };
+    trials.pairs().map(|(a, b)| Ok((speaker(a)?, speaker(b)?))).collect()
+}
+
+/// The error rates of the model beside those of other systems.
+fn comparison(evaluations: &[Evaluation], references: &[Reference]) -> Table {
+    let names: Vec<String> =
+        evaluations.iter().map(|evaluation| evaluation.metrics.name()).collect();
+    let mut table =
+        Table::new([vec!["EER % (others as published)".to_owned()], names.clone()].concat());
+    let ours = evaluations
+        .iter()
+        .map(|evaluation| format!("{:.2}", 100.0 * evaluation.metrics.equal_error_rate.value));
+    let model = evaluations.first().map_or_else(String::new, |e| e.metrics.model.clone());
+    table.row([model].into_iter().chain(ours));
+    for reference in references {
+        let rates = names.iter().map(|name| {
+            let rate = reference.equal_error_rate_percent.get(name);
+            rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.2}"))
+        });
+        table.row([reference.system.clone()].into_iter().chain(rates));
+    }
+    table
+}
+
 fn measure(
     list: &Path,
-    model: String,
+    speakers: Option<&[(String, String)]>,
     scores: &[f64],
     labels: &[bool],
     calibration: Option<Calibration>,
@@ -154,21 +253,24 @@ fn measure(
     };
     let bootstrap =
         Bootstrap { resamples: options.resamples, seed: options.seed, ..Bootstrap::default() };
-    let intervals = bootstrap.intervals(scores, labels, Unit::Trials, figures)?;
+    let speakers: Option<Vec<(&str, &str)>> =
+        speakers.map(|pairs| pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect());
+    let unit = speakers.as_deref().map_or(Unit::Trials, Unit::Speakers);
+    let intervals = bootstrap.intervals(scores, labels, unit, figures)?;
     let [eer, min_01, min_05] =
         std::array::from_fn(|i| Figure { value: figures(&trials)[i], interval: intervals[i] });
     let cllr = calibration
         .map(|calibration| -> anyhow::Result<Figure> {
             let ratios: Vec<f64> = scores.iter().map(|score| calibration.llr(*score)).collect();
             let [interval] =
-                bootstrap.intervals(&ratios, labels, Unit::Trials, |trials| [trials.cllr()])?;
+                bootstrap.intervals(&ratios, labels, unit, |trials| [trials.cllr()])?;
             Ok(Figure { value: Trials::new(&ratios, labels)?.cllr(), interval })
         })
         .transpose()?;
     let targets = labels.iter().filter(|target| **target).count();
     Ok(Metrics {
         list: list.display().to_string(),
-        model,
+        model: model::name(options.scoring.model.model.as_deref()),
         targets,
         nontargets: labels.len() - targets,
         equal_error_rate: eer,
@@ -178,6 +280,8 @@ fn measure(
         cllr,
         min_cllr: trials.min_cllr(),
         resamples: options.resamples,
+        resampled: if speakers.is_some() { "speakers" } else { "trials" },
+        references: BTreeMap::new(),
     })
 }
 
@@ -216,7 +320,7 @@ impl Figure {
 fn write_report(
     out: &Path,
     evaluations: &[Evaluation],
-    table: &Table,
+    tables: &[Table],
     force: bool,
 ) -> anyhow::Result<()> {
     fs::create_dir_all(out).map_err(Error::io(out))?;
@@ -228,15 +332,20 @@ fn write_report(
         std::io::Write::write_all(file, json.as_bytes())
     })?;
     let mut page = Page::new("Speaker verification");
-    page.paragraph(
+    let over = match evaluations.first().map(|evaluation| evaluation.metrics.resampled) {
+        Some("speakers") => "speakers.",
+        _ => "trials; speakers occur in many trials, so that the true uncertainty is larger.",
+    };
+    page.paragraph(&format!(
         "EER: the rate at which misses and false alarms are equally frequent, interpolated on the \
          ROC's convex steps with ties grouped. minDCF: the least detection cost with unit costs at \
          the prior given, over that of the better trivial system. Cllr: the cost of the \
          log-likelihood ratios in bits; min Cllr: after the best monotone recalibration. In \
-         brackets: 95 % bootstrap intervals over trials; speakers occur in many trials, so that \
-         the true uncertainty is larger.",
-    );
-    page.table(table);
+         brackets: 95 % bootstrap intervals over {over}",
+    ));
+    for table in tables {
+        page.table(table);
+    }
     page.plot(
         &det,
         "DET curve: misses over false alarms on probit axes; nearer the corner is better",

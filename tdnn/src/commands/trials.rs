@@ -46,6 +46,11 @@ impl ScoringOptions {
         Ok(verifier)
     }
 
+    /// Where the relative paths of the list read from `list` start.
+    pub fn root<'a>(&'a self, list: &'a Path) -> &'a Path {
+        self.root.as_deref().or(list.parent()).unwrap_or(Path::new(""))
+    }
+
     /// The scores of `trials`, a list that was read from `list`. Embeddings are kept in
     /// `--embeddings`, or in `store` while the work goes on.
     pub fn score(
@@ -56,8 +61,7 @@ impl ScoringOptions {
         store: &Path,
         common: &Common,
     ) -> anyhow::Result<Vec<f64>> {
-        let root = self.root.as_deref().or(list.parent()).unwrap_or(Path::new(""));
-        let utterances = recordings(trials, root);
+        let utterances = recordings(trials, self.root(list));
         let store = self.embeddings.as_deref().unwrap_or(store);
         let options = BatchOptions { skip_errors: false, store, quiet: common.quiet };
         let interrupt = Interrupt::on_signals()?;

@@ -71,10 +71,7 @@ impl TrainingData {
         }
         let speech = (0..recordings.len())
             .into_par_iter()
-            .map(|number| match config.detect_speech {
-                true => speech_in(&recordings, number),
-                false => Ok(everything(&recordings, number)),
-            })
+            .map(|number| used_samples(&recordings, number, config.detect_speech))
             .collect::<Result<_>>()?;
         let augmenter = config
             .augmentation
@@ -167,26 +164,27 @@ impl TrainingData {
         let members = self.speakers.get(speaker).ok_or_else(nothing)?;
         let speed = self.speeds.get(speed).ok_or_else(nothing)?;
         let recording = members.get(stream.below(members.len())).ok_or_else(nothing)?;
-        let samples = self.recordings.read(*recording)?;
         let speech = self.speech.get(*recording).ok_or_else(nothing)?;
-        let samples: Vec<i16> = speech
-            .iter()
-            .flat_map(|range| samples.get(range.clone()).unwrap_or_default())
-            .copied()
-            .collect();
-        let samples = to_f32(&samples);
+        let samples = joined(&self.recordings.read(*recording)?, speech);
         let mut piece = speed.apply(&random_crop(&samples, speed.input_samples(length), 0, stream));
         piece.truncate(length);
         Ok(piece)
     }
 }
 
-/// The samples of recording `number` in which somebody speaks; all of them when nobody is found to.
-fn speech_in(recordings: &AudioCache, number: usize) -> Result<Vec<Range<usize>>> {
-    let everything = everything(recordings, number);
-    let Some(length) = everything.first().map(|range| range.end) else { return Ok(everything) };
-    let mut detector =
-        SpeechDetector::new(SpeechDetectorConfig::default(), recordings.rate_hz())?;
+/// Which samples of recording `number` are used: with `detect_speech` those in which somebody
+/// speaks, or all when nobody is found to. None of an unreadable recording.
+pub(super) fn used_samples(
+    recordings: &AudioCache,
+    number: usize,
+    detect_speech: bool,
+) -> Result<Vec<Range<usize>>> {
+    let Some(length) = recordings.samples_of(number) else { return Ok(vec![]) };
+    let everything = vec![0..length];
+    if !detect_speech {
+        return Ok(everything);
+    }
+    let mut detector = SpeechDetector::new(SpeechDetectorConfig::default(), recordings.rate_hz())?;
     detector.push(&to_f32(&recordings.read(number)?), |_| Ok(()))?;
     let rate_hz = f64::from(recordings.rate_hz());
     let place = |seconds: f64| ((seconds * rate_hz).round() as usize).min(length);
@@ -199,7 +197,8 @@ fn speech_in(recordings: &AudioCache, number: usize) -> Result<Vec<Range<usize>>
     Ok(if speech.is_empty() { everything } else { speech })
 }
 
-/// All samples of recording `number`; nothing of an unreadable one.
-fn everything(recordings: &AudioCache, number: usize) -> Vec<Range<usize>> {
-    recordings.samples_of(number).map(|samples| 0..samples).into_iter().collect()
+/// The `ranges` of `samples` one after the other, as numbers in +-1.
+pub(super) fn joined(samples: &[i16], ranges: &[Range<usize>]) -> Vec<f32> {
+    let ranges = ranges.iter().map(|range| samples.get(range.clone()).unwrap_or_default());
+    ranges.flat_map(to_f32).collect()
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
-use shared::data::{AudioCache, Loader, Position, TrialList, to_f32};
+use shared::data::{AudioCache, Loader, Position, TrialList};
 use shared::eval::verification::{CostModel, Trials};
 use shared::nn::Weights;
 use shared::train::{
@@ -17,7 +17,7 @@ use shared::train::{
 use shared::{Error, Result};
 
 use super::config::TrainConfig;
-use super::data::{Example, TrainingData};
+use super::data::{Example, TrainingData, joined, used_samples};
 use crate::architecture::NetworkConfig;
 use crate::embed::Embedder;
 use crate::embeddings::Embeddings;
@@ -180,7 +180,7 @@ impl Task for StageTask<'_> {
 
     fn evaluate(&mut self, _steps: u64, _ema: &Ema) -> Result<Evaluation> {
         let Some(validation) = self.validation else { return Ok(Evaluation::default()) };
-        let trials = validation.score(&self.embedder()?)?;
+        let trials = validation.score(&self.embedder()?, self.config.detect_speech)?;
         let equal_error_rate = trials.equal_error_rate().rate;
         let min_dcf = trials.min_dcf(CostModel::prior(0.05))?.cost;
         Ok(Evaluation {
@@ -230,10 +230,11 @@ impl StageTask<'_> {
 
 impl ValidationTrials {
     /// The scored trials; those of recordings that could not be read are left out.
-    fn score(&self, embedder: &Embedder) -> Result<Trials> {
+    fn score(&self, embedder: &Embedder, detect_speech: bool) -> Result<Trials> {
         let mut embeddings = Embeddings::new("", embedder.dimension());
         for (number, name) in self.trials.recordings.iter().enumerate() {
-            let samples = to_f32(&self.recordings.read(number)?);
+            let used = used_samples(&self.recordings, number, detect_speech)?;
+            let samples = joined(&self.recordings.read(number)?, &used);
             embeddings.insert(name, &embedder.embed(&samples)?)?;
         }
         let scores = Scorer::new(Scoring::Cosine, None)?.score_all(&self.trials, &embeddings)?;
