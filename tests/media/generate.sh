@@ -13,6 +13,10 @@ encode() {
     ffmpeg -y -v error -i reference.wav -map_metadata -1 -fflags +bitexact -flags:a +bitexact "$@" "$output"
 }
 
+# Plain samples of every other kind, which need no more than a tenth of a second.
+for kind in u8 s24le s32le f64le alaw mulaw; do
+    encode "$kind.wav" -t 0.1 -ar 8000 -ac 1 -c:a "pcm_$kind"
+done
 encode float.wav -c:a pcm_f32le
 encode adpcm.wav -c:a adpcm_ms
 encode rf64.wav -rf64 always
