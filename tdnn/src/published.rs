@@ -22,56 +22,77 @@ pub struct PublishedSubnet {
     pub results: serde_json::Map<String, serde_json::Value>,
     /// What was left out of the files, a sentence each.
     pub notes: Vec<String>,
+    /// The tensors of the supernet's file against those asked for.
+    pub supernet: LoadReport,
+    /// The tensors of the batch norms' file against those asked for.
+    pub batch_norms: LoadReport,
 }
 
 /// The supernet in a `.torchparams` file: its size, which is read off the tensors, and its
-/// tensors, frozen. The training head and the tables of the front-end are left out.
+/// tensors, frozen. The training head and the tables of the front-end are left out. With
+/// `allow_missing`, tensors that the file lacks are as at the start of a training.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] when the file cannot be read or holds no such network; [`Error::Tensors`]
 /// when tensors are missing, unexpected or of another shape.
-pub fn read_supernet(path: &Path, limits: &Limits, device: &Device) -> Result<Supernet> {
+pub fn read_supernet(
+    path: &Path,
+    allow_missing: bool,
+    limits: &Limits,
+    device: &Device,
+) -> Result<(Supernet, LoadReport)> {
     let checkpoint = checkpoint::read(path, limits)?;
     let tensors = named_like(&checkpoint, "layer1.conv.conv.weight", path)?;
     let config = size_of(&tensors, path)?;
     let weights = Weights::loaded(tensors, path, false, DType::F32, device);
     let supernet = Supernet::new(config, &weights)?;
-    weights.check(false)?;
-    Ok(supernet)
+    let report = weights.check(allow_missing)?;
+    Ok((supernet, report))
 }
 
 /// The subnet whose architecture and batch norms stand in the `.bn.tar` file `batch_norms`, with
-/// all other weights from the supernet's `.torchparams` file.
+/// all other weights from the supernet's `.torchparams` file. With `allow_missing`, batch norms
+/// that the second file lacks stay those of the supernet.
 ///
 /// # Errors
 /// As [`read_supernet`]; also when the batch norms are not exactly those of the subnet.
 pub fn read_subnet(
     supernet: &Path,
     batch_norms: &Path,
+    allow_missing: bool,
     limits: &Limits,
     device: &Device,
 ) -> Result<PublishedSubnet> {
-    let full = read_supernet(supernet, limits, device)?;
+    let (full, report) = read_supernet(supernet, allow_missing, limits, device)?;
     let checkpoint = checkpoint::read(batch_norms, limits)?;
-    with_batch_norms(&full, checkpoint, batch_norms)
+    let subnet = with_batch_norms(&full, checkpoint, allow_missing, batch_norms)?;
+    Ok(PublishedSubnet { supernet: report, ..subnet })
 }
 
 /// The subnet of `supernet` that the file `batch_norms`, read as `checkpoint`, describes.
 fn with_batch_norms(
     supernet: &Supernet,
     checkpoint: Checkpoint,
+    allow_missing: bool,
     batch_norms: &Path,
 ) -> Result<PublishedSubnet> {
     let architecture = architecture_of(&checkpoint.values, batch_norms)?;
     let (config, mut tensors) = supernet.materialise(&architecture)?;
     let entries = named_like(&checkpoint, "layer1.bn.weight", batch_norms)?;
-    replace_batch_norms(&mut tensors, entries, batch_norms)?;
+    let report = replace_batch_norms(&mut tensors, entries, allow_missing, batch_norms)?;
     let mut results = match checkpoint.values.to_json() {
         serde_json::Value::Object(entries) => entries,
         _ => serde_json::Map::new(),
     };
     results.retain(|key, _| !["subnet", "bn"].contains(&key.as_str()));
-    Ok(PublishedSubnet { config, tensors, results, notes: checkpoint.notes })
+    Ok(PublishedSubnet {
+        config,
+        tensors,
+        results,
+        notes: checkpoint.notes,
+        supernet: LoadReport::default(),
+        batch_norms: report,
+    })
 }
 
 /// The tensors beside the one whose name ends in `known`, without what stands before it: wrappers
@@ -154,8 +175,9 @@ fn architecture_of(values: &Value, path: &Path) -> Result<Architecture> {
 fn replace_batch_norms(
     tensors: &mut BTreeMap<String, Tensor>,
     mut entries: BTreeMap<String, Tensor>,
+    allow_missing: bool,
     path: &Path,
-) -> Result<()> {
+) -> Result<LoadReport> {
     let norms: Vec<String> = tensors
         .keys()
         .filter_map(|name| name.strip_suffix(".running_mean"))
@@ -179,8 +201,8 @@ fn replace_batch_norms(
         }
     }
     report.unexpected = entries.into_keys().collect();
-    if report.fits(false) {
-        return Ok(());
+    if report.fits(allow_missing) {
+        return Ok(report);
     }
     Err(Error::Tensors { path: path.to_path_buf(), report: report.to_string() })
 }
@@ -232,7 +254,7 @@ mod tests {
     fn batch_norms_replace_those_of_the_supernet_under_any_prefix() {
         for prefix in ["", "bn.", "bn.module.", "bn.__S__.", "bn.module.__S__."] {
             let file = batch_norms(prefix, 3.0);
-            let subnet = with_batch_norms(&supernet(), file, Path::new("x.bn.tar")).unwrap();
+            let subnet = with_batch_norms(&supernet(), file, false, Path::new("x.bn.tar")).unwrap();
             assert_eq!(subnet.config.architecture.to_string(), ARCHITECTURE);
             assert_eq!(subnet.results["EER (%) w/ AS-Norm"], 0.94);
             let norms = ["layer1.bn.weight", "bnpool.running_var", "blocks.0.last_conv.bn.bias"];
@@ -247,6 +269,18 @@ mod tests {
             crate::Subnet::from_tensors(subnet.config, subnet.tensors, origin, false, &device)
                 .unwrap();
         }
+    }
+
+    #[test]
+    fn missing_batch_norms_stay_those_of_the_supernet_where_that_is_allowed() {
+        let mut file = batch_norms("bn.", 3.0);
+        file.tensors.remove("bn.bnpool.running_mean");
+        let subnet = with_batch_norms(&supernet(), file, true, Path::new("x.bn.tar")).unwrap();
+        assert_eq!(subnet.batch_norms.missing, ["bnpool.running_mean"]);
+        let kept: Vec<f32> = subnet.tensors["bnpool.running_mean"].to_vec1().unwrap();
+        assert!(kept.iter().all(|value| *value == 0.0), "{kept:?}");
+        let replaced: Vec<f32> = subnet.tensors["bnpool.running_var"].to_vec1().unwrap();
+        assert!(replaced.iter().all(|value| *value == 3.0), "{replaced:?}");
     }
 
     #[test]
@@ -275,7 +309,7 @@ mod tests {
         for (expected, damage) in damages {
             let mut file = batch_norms("bn.", 1.0);
             damage(&mut file);
-            let refused = with_batch_norms(&supernet(), file, Path::new("x.bn.tar"));
+            let refused = with_batch_norms(&supernet(), file, false, Path::new("x.bn.tar"));
             let message = refused.err().unwrap().to_string();
             assert!(message.contains(expected) && message.contains("x.bn.tar"), "{message}");
         }

@@ -139,6 +139,64 @@ fn trials_are_scored_in_parts_and_evaluated() {
 }
 
 #[test]
+fn figures_stand_beside_those_of_others_with_intervals_over_speakers() {
+    let place = Workplace::new("tdnn");
+    let (trials, folder, list) = (media("trials.txt"), media(""), media("recordings.tsv"));
+    let other = r#"[{"system": "Other", "equal_error_rate_percent": {"trials": 4.5, "else": 1}}]"#;
+    place.write("others.json", other);
+    let evaluate = ["evaluate", "--trials", &trials, "--root", &folder];
+    let beside = ["--references", "others.json", "--speakers", &list];
+    let both = evaluate.iter().chain(&beside);
+    let text = place.run(both.clone()).success().stdout;
+    assert!(text.contains("Other") && text.contains("4.50"), "{text}");
+    let metrics = place.run(both.chain(&["--json"])).success().json();
+    assert_eq!(metrics["resampled"], "speakers");
+    assert_eq!(number(&metrics["references"], "Other"), 4.5);
+
+    place.write("others.json", "[{}]");
+    let unnamed = ["--references", "others.json"];
+    place.run(evaluate.iter().chain(&unnamed)).failure(2, &["others.json", "system"]);
+    place.write("few.tsv", "path\tspeaker\nlibrivox/0870.flac\treader\n");
+    let unknown = ["--speakers", "few.tsv"];
+    place.run(evaluate.iter().chain(&unknown)).failure(2, &["few.tsv", "no speaker", "0880"]);
+}
+
+#[test]
+fn a_model_keeps_the_cohort_that_it_was_calibrated_with() {
+    let place = Workplace::new("tdnn");
+    let (trials, folder, list) = (media("trials.txt"), media(""), media("recordings.tsv"));
+    let cohort = ["embed", &list, "--per-speaker", "--out", "cohort.safetensors", "--json"];
+    assert_eq!(place.run(cohort).success().json()["embeddings"], 4);
+    let readers = ["--where", "speaker=librivox_reader", "--out", "reader.npy", "--json"];
+    let reader = place.run(["embed", &list].iter().chain(&readers)).success().json();
+    assert_eq!(reader["embeddings"], 5);
+    let calibrate = ["calibrate", "--trials", &trials, "--root", &folder];
+    let normalised = ["--cohort", "cohort.safetensors", "--top", "3", "--out", "model.safetensors"];
+    place.run(calibrate.iter().chain(&normalised)).success();
+
+    let (a, b) = (media("librivox/0870.flac"), media("asterisk/allison-vm-options.flac"));
+    let score = |model: &[&str]| {
+        let verify = ["verify", &a, &b, "--threshold", "0", "--json"];
+        number(&place.run(verify.iter().chain(model)).success().json(), "score")
+    };
+    let expected = {
+        let score = ["score", "--trials", "pair.txt", "--root", "/", "--out", "scores.txt"];
+        place.write("pair.txt", format!("1 {a} {b}\n"));
+        place.run(score.iter().chain(&normalised[..4])).success();
+        let scores = std::fs::read_to_string(place.path("scores.txt")).unwrap();
+        let line = scores.lines().find(|line| line.contains("allison")).unwrap().to_owned();
+        line.split_whitespace().next().unwrap().parse::<f64>().unwrap()
+    };
+    let found = score(&["--model", "model.safetensors"]);
+    assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+    // A cohort of other embeddings is no cohort.
+    let mixed = ["--no-speech-detection", "--force"];
+    place
+        .run(calibrate.iter().chain(&normalised).chain(&mixed))
+        .failure(2, &["cohort.safetensors", "speech"]);
+}
+
+#[test]
 fn published_layouts_become_models() {
     let place = Workplace::new("tdnn");
     let folder = root().join("tests/golden/tdnn/ckpt");
@@ -153,6 +211,8 @@ fn published_layouts_become_models() {
     place.run(verify).failure(2, &["not calibrated"]);
     place.run(verify.iter().chain(&["--threshold", "0.5"])).success();
     place.run(convert).failure(2, &["tiny.safetensors", "--force"]);
+    let report = place.run(convert.iter().chain(&["--force"])).success().stderr;
+    assert!(report.contains("tensors loaded, 0 missing, 0 unexpected"), "{report}");
     place.run(["convert", &supernet, "--out", "plain.safetensors"]).success();
 }
 

@@ -20,7 +20,7 @@ const STYLE: &str = "\
 :root{--ink:#e6e9ec;--faint:#a3adb8;--rule:#39424c;--back:#15191e}}\n\
 @media print{:root{color-scheme:light;--ink:#000;--faint:#444;--rule:#bbb;--back:#fff}}\n\
 body{font:16px/1.5 system-ui,'Segoe UI','DejaVu Sans',sans-serif;color:var(--ink);\
-background:var(--back);max-width:54rem;margin:2rem auto;padding:0 1rem}\n\
+background:var(--back);max-width:70rem;margin:2rem auto;padding:0 1rem}\n\
 h1{font-size:1.7rem;line-height:1.25}\nh2{font-size:1.25rem;margin-top:2.2rem}\n\
 h1,h2,p,dd{overflow-wrap:anywhere}\n.scroll{overflow-x:auto}\n\
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1.2rem}\n\

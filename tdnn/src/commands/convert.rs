@@ -25,6 +25,10 @@ pub struct Options {
     /// The result
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
+    /// Go on when tensors are missing: those of the supernet are as before any training, those of
+    /// the batch norms stay the supernet's. They are listed
+    #[arg(long, requires = "supernet")]
+    allow_missing: bool,
     /// Type in which a model's matrices and kernels are stored
     #[arg(long, value_enum, default_value = "f32")]
     storage: Storage,
@@ -54,7 +58,8 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let limits = Limits::default();
     let outcome = match (&options.supernet, &options.bn, &options.input) {
         (Some(supernet), Some(bn), _) => {
-            let subnet = published::read_subnet(supernet, bn, &limits, &Device::Cpu)?;
+            let subnet =
+                published::read_subnet(supernet, bn, options.allow_missing, &limits, &Device::Cpu)?;
             let architecture = subnet.config.architecture.to_string();
             let mut card =
                 ModelCard::new(subnet.config, FrontendConfig::default(), WindowConfig::default());
@@ -66,8 +71,11 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
             };
             let model = ModelFile::new(card, &subnet.tensors, storage)?;
             model.write(&options.out, options.force)?;
+            let mut notes = subnet.notes;
+            notes.push(format!("{}: {}", supernet.display(), subnet.supernet));
+            notes.push(format!("{}: {}", bn.display(), subnet.batch_norms));
             let tensors = model.tensors.len();
-            Outcome { out, tensors, architecture: Some(architecture), notes: subnet.notes }
+            Outcome { out, tensors, architecture: Some(architecture), notes }
         }
         (_, _, Some(input)) => {
             let report = checkpoint::convert(input, &options.out, options.force, &limits)?;

@@ -362,7 +362,7 @@ fn det_plot(evaluations: &[Evaluation]) -> Plot {
     // Beyond these the axes have no room.
     const EDGE: f64 = 5e-4;
     let axis = |label| Axis::probit(label).range(EDGE, 0.6);
-    let plot = Plot::new("DET", axis("false alarms"), axis("misses"));
+    let plot = Plot::new("DET", axis("false alarms (%)"), axis("misses (%)"));
     evaluations.iter().fold(plot, |plot, evaluation| {
         let inside = |rates: &&ErrorRates| {
             [rates.false_alarm, rates.miss].iter().all(|rate| (EDGE..1.0 - EDGE).contains(rate))

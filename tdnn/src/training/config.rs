@@ -24,7 +24,7 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Examples in a step.
     pub batch: usize,
-    /// Examples of each speaker in an epoch, however many recordings there are of it.
+    /// Examples of a speaker in an epoch, on average over the speakers.
     pub examples_per_speaker: usize,
     /// Take only the parts of the recordings in which somebody speaks, as in use.
     pub detect_speech: bool,
@@ -33,8 +33,6 @@ pub struct TrainConfig {
     pub speeds: Vec<f64>,
     /// Changes to the recordings; absent for none.
     pub augmentation: Option<AugmentConfig>,
-    /// Masks on the features; absent for none.
-    pub mask: Option<MaskConfig>,
     /// Factor on the cosines of AAM-softmax.
     pub scale: f64,
     /// The optimiser.
@@ -56,8 +54,22 @@ pub struct Stage {
     pub crop_s: f64,
     /// Angular margin at the stage's first and after its last step, on a straight line between.
     pub margin: [f64; 2],
+    /// A speaker's share of the examples is as its number of recordings to this power: with 0 all
+    /// speakers are equal, with 1 all recordings.
+    #[serde(default)]
+    pub balance: f64,
+    /// Share of the examples that are augmented at all.
+    #[serde(default = "all")]
+    pub augmented: f64,
+    /// Masks on the features; absent for none.
+    #[serde(default)]
+    pub mask: Option<MaskConfig>,
     /// Learning rate by the step of the stage.
     pub schedule: Schedule,
+}
+
+fn all() -> f64 {
+    1.0
 }
 
 impl Default for TrainConfig {
@@ -74,7 +86,6 @@ impl Default for TrainConfig {
             detect_speech: true,
             speeds: vec![1.0, 0.9, 1.1],
             augmentation: Some(AugmentConfig::default()),
-            mask: None,
             scale: 30.0,
             rule: Rule::Adam(AdamConfig { weight_decay: 2e-5, ..AdamConfig::default() }),
             clip_norm: Some(5.0),
@@ -82,6 +93,9 @@ impl Default for TrainConfig {
                 steps,
                 crop_s: 2.0,
                 margin: [0.0, 0.2],
+                balance: 0.0,
+                augmented: all(),
+                mask: None,
                 schedule: Schedule::WarmupCosine {
                     peak_lr: 2e-3,
                     warmup_steps: 200,
@@ -122,6 +136,9 @@ impl TrainConfig {
             stage.schedule.validate()?;
             if stage.crop_samples(frontend.rate_hz()) < frontend.min_samples() {
                 return wrong("crop_s is too short for the front-end");
+            }
+            if ![stage.augmented, stage.balance].iter().all(|share| (0.0..=1.0).contains(share)) {
+                return wrong("augmented and balance must be between 0 and 1");
             }
             if !stage.margin.iter().all(|margin| (0.0..1.5).contains(margin)) {
                 return wrong("margins must be between 0 and 1.5");

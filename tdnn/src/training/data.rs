@@ -12,7 +12,7 @@ use shared::dsp::{SpeechDetector, SpeechDetectorConfig};
 use shared::rng::Stream;
 use shared::{Error, Result};
 
-use super::config::TrainConfig;
+use super::config::{Stage, TrainConfig};
 use crate::frontend::Frontend;
 
 /// One example.
@@ -89,9 +89,25 @@ impl TrainingData {
         self.speakers.len() * self.speeds.len()
     }
 
-    /// Examples in an epoch.
-    pub fn examples(&self) -> usize {
-        self.classes() * self.config.examples_per_speaker
+    /// The classes of the examples of an epoch of `stage`.
+    fn labels(&self, stage: &Stage) -> Vec<usize> {
+        let weights: Vec<f64> = self
+            .speakers
+            .iter()
+            .map(|members| (members.len() as f64).powf(stage.balance))
+            .collect();
+        let each = (self.config.examples_per_speaker * self.speakers.len()) as f64
+            / weights.iter().sum::<f64>();
+        let counts: Vec<usize> =
+            weights.iter().map(|weight| (weight * each).round().max(1.0) as usize).collect();
+        let rounds = counts.iter().copied().max().unwrap_or(0);
+        let classes = 0..self.classes();
+        (0..rounds)
+            .flat_map(|round| {
+                let count = |class: &usize| counts.get(class % counts.len()).copied();
+                classes.clone().filter(move |class| count(class) > Some(round))
+            })
+            .collect()
     }
 
     /// The front-end that makes the features.
@@ -104,10 +120,10 @@ impl TrainingData {
     /// # Errors
     /// When there is no such stage; as [`Loader::new`].
     pub fn loader(self: &Arc<Self>, stage: usize, position: Position) -> Result<Loader<Example>> {
-        let crop_samples = self.config.stage(stage)?.crop_samples(self.frontend.rate_hz());
+        let labels = self.labels(self.config.stage(stage)?);
         let batch = self.config.batch;
         let options = LoaderOptions {
-            items: self.examples(),
+            items: labels.len(),
             batch,
             drop_last: true,
             shuffle_seed: Some(self.config.seed),
@@ -118,35 +134,33 @@ impl TrainingData {
         };
         let data = Arc::clone(self);
         Loader::new(options, position, move |epoch, index| {
-            data.example(stage, epoch, index, crop_samples)
+            let label = labels.get(index).copied().unwrap_or(0);
+            data.example(stage, epoch * labels.len() as u64 + index as u64, label)
         })
     }
 
-    /// Example `index` of `epoch` of `stage`; nothing but these decides what it is.
+    /// Example `number` of `stage`, of class `label`; nothing but these decides what it is.
     ///
     /// # Errors
     /// When a recording that is not in memory cannot be read again.
-    pub fn example(
-        &self,
-        stage: usize,
-        epoch: u64,
-        index: usize,
-        crop_samples: usize,
-    ) -> Result<Example> {
-        let number = epoch * self.examples() as u64 + index as u64;
+    pub fn example(&self, stage: usize, number: u64, label: usize) -> Result<Example> {
+        let settings = self.config.stage(stage)?;
+        let crop_samples = settings.crop_samples(self.frontend.rate_hz());
         let purpose = format!("training example of stage {stage}");
         let mut stream = Stream::new(self.config.seed, &purpose, number);
-        let label = index % self.classes();
         let (speed, speaker) = (label / self.speakers.len(), label % self.speakers.len());
         let mut samples = self.piece(speaker, speed, crop_samples, &mut stream)?;
-        if let Some(augmenter) = &self.augmenter {
+        // A draw that cannot fail is not made.
+        let mut chosen = || settings.augmented >= 1.0 || stream.uniform() < settings.augmented;
+        let augmenter = self.augmenter.as_ref().filter(|_| chosen());
+        if let Some(augmenter) = augmenter {
             augmenter.apply(&mut samples, &mut stream, |length, stream| {
                 let other = stream.below(self.speakers.len());
                 self.piece(other, speed, length, stream).ok()
             });
         }
         let mut features = self.frontend.features(&samples)?;
-        if let Some(mask) = self.config.mask {
+        if let Some(mask) = settings.mask {
             spec_augment(&mut features, self.frontend.bands(), mask, &mut stream);
         }
         Ok(Example { features, label: label as u32 })

@@ -229,18 +229,29 @@ impl StageTask<'_> {
 }
 
 impl ValidationTrials {
-    /// The scored trials; those of recordings that could not be read are left out.
+    /// The scored trials; those with a recording that is unreadable or too short are left out.
     fn score(&self, embedder: &Embedder, detect_speech: bool) -> Result<Trials> {
         let mut embeddings = Embeddings::new("", embedder.dimension());
         for (number, name) in self.trials.recordings.iter().enumerate() {
             let used = used_samples(&self.recordings, number, detect_speech)?;
-            let samples = joined(&self.recordings.read(number)?, &used);
-            embeddings.insert(name, &embedder.embed(&samples)?)?;
+            if used.is_empty() {
+                continue;
+            }
+            match embedder.embed(&joined(&self.recordings.read(number)?, &used)) {
+                Ok(embedding) => embeddings.insert(name, &embedding)?,
+                Err(Error::TooShort { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
-        let scores = Scorer::new(Scoring::Cosine, None)?.score_all(&self.trials, &embeddings)?;
-        let labels: Vec<bool> =
-            self.trials.trials.iter().map(|trial| trial.target == Some(true)).collect();
-        Trials::new(&scores, &labels)
+        let scorer = Scorer::new(Scoring::Cosine, None)?;
+        let (mut scores, mut targets) = (vec![], vec![]);
+        for (trial, (a, b)) in self.trials.trials.iter().zip(self.trials.pairs()) {
+            if let (Some(a), Some(b)) = (embeddings.get(a), embeddings.get(b)) {
+                scores.push(scorer.score(a, b)?);
+                targets.push(trial.target == Some(true));
+            }
+        }
+        Trials::new(&scores, &targets)
     }
 }
 

@@ -40,7 +40,7 @@ fn file_sets(case: &Case) -> Result<Vec<Files>> {
 impl Files {
     fn read(&self) -> Result<published::PublishedSubnet> {
         let limits = Limits::default();
-        Ok(published::read_subnet(&self.supernet, &self.batch_norms, &limits, &Device::Cpu)?)
+        Ok(published::read_subnet(&self.supernet, &self.batch_norms, false, &limits, &Device::Cpu)?)
     }
 
     fn network(&self) -> Result<Subnet> {
@@ -58,7 +58,8 @@ pub fn embedding(case: &mut Case) -> Result<()> {
     let quiet = frontend.batch(&[&quiet], &Device::Cpu)?;
     for files in file_sets(case)? {
         let largest = supernet_config(&case.config["supernet"])?;
-        let supernet = published::read_supernet(&files.supernet, &Limits::default(), &Device::Cpu)?;
+        let (supernet, _) =
+            published::read_supernet(&files.supernet, false, &Limits::default(), &Device::Cpu)?;
         anyhow::ensure!(*supernet.config() == largest, "found {:?}", supernet.config());
         // Cutting the subnet out leaves the reference's supernet in that architecture.
         let path = architecture(&case.config["arch"])?;
