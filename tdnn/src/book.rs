@@ -1,5 +1,7 @@
 //! Speakers and their embeddings, in one file.
 
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! Files of scores, whole or in parts.
 
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
 use std::io::Write;
 use std::path::Path;
 

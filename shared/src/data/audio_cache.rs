@@ -53,7 +53,7 @@ fn part<'a>(utterance: &Utterance, recording: &'a [f32], rate_hz: u32) -> Result
     }
     let end =
         utterance.duration_s.map_or(recording.len(), |duration_s| place(start_s + duration_s));
-    Ok(&recording[start..end.clamp(start, recording.len())])
+    Ok(recording.get(start..end.clamp(start, recording.len())).unwrap_or_default())
 }
 
 /// Utterances decoded once and kept in memory, two bytes a sample, up to a limit; those beyond are
@@ -93,9 +93,9 @@ impl AudioCache {
         limits: &Limits,
     ) -> (Self, Vec<ReadFailure>) {
         // Parts of one recording are cut from one decoding of it.
-        let mut parts: BTreeMap<&Path, Vec<usize>> = BTreeMap::new();
+        let mut parts: BTreeMap<&Path, Vec<(usize, &Utterance)>> = BTreeMap::new();
         for (index, utterance) in utterances.iter().enumerate() {
-            parts.entry(&utterance.path).or_default().push(index);
+            parts.entry(&utterance.path).or_default().push((index, utterance));
         }
         let used_bytes = AtomicU64::new(0);
         let keep = |samples: &[f32]| {
@@ -106,25 +106,32 @@ impl AudioCache {
             used_bytes.fetch_sub(bytes, Ordering::Relaxed);
             Entry::OnDisk(samples.len())
         };
-        let parts: Vec<(&Path, Vec<usize>)> = parts.into_iter().collect();
+        let parts: Vec<(&Path, Vec<(usize, &Utterance)>)> = parts.into_iter().collect();
         let read: Vec<Result<(usize, Entry), ReadFailure>> = parts
             .into_par_iter()
-            .flat_map_iter(|(path, indices)| match read_recording(path, rate_hz, limits) {
-                Ok(recording) => indices
+            .flat_map_iter(|(path, parts)| match read_recording(path, rate_hz, limits) {
+                Ok(recording) => parts
                     .into_iter()
-                    .map(|index| match part(&utterances[index], &recording, rate_hz) {
+                    .map(|(index, utterance)| match part(utterance, &recording, rate_hz) {
                         Ok(samples) => Ok((index, keep(samples))),
                         Err(error) => Err(ReadFailure { utterances: vec![index], error }),
                     })
                     .collect(),
-                Err(error) => vec![Err(ReadFailure { utterances: indices, error })],
+                Err(error) => {
+                    let utterances = parts.into_iter().map(|(index, _)| index).collect();
+                    vec![Err(ReadFailure { utterances, error })]
+                }
             })
             .collect();
         let mut entries = vec![Entry::Unreadable; utterances.len()];
         let mut failures = Vec::new();
         for result in read {
             match result {
-                Ok((index, entry)) => entries[index] = entry,
+                Ok((index, entry)) => {
+                    if let Some(place) = entries.get_mut(index) {
+                        *place = entry;
+                    }
+                }
                 Err(failure) => failures.push(failure),
             }
         }

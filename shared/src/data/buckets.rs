@@ -6,15 +6,15 @@
 /// Returns the numbers of the items, batch by batch, from the shortest to the longest; items of the
 /// same length keep their order. Every item is in one batch.
 pub fn length_buckets(lengths: &[usize], max_items: usize, max_total: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
-    order.sort_by_key(|&item| lengths[item]);
+    let mut order: Vec<(usize, usize)> = lengths.iter().copied().zip(0..).collect();
+    order.sort_unstable();
     let mut batches: Vec<Vec<usize>> = Vec::new();
-    for item in order {
+    for (length, item) in order {
         // In this order the item at hand is the longest of its batch.
         match batches.last_mut() {
             Some(batch)
                 if batch.len() < max_items
-                    && (batch.len() + 1).saturating_mul(lengths[item]) <= max_total =>
+                    && (batch.len() + 1).saturating_mul(length) <= max_total =>
             {
                 batch.push(item);
             }

@@ -1,6 +1,10 @@
 //! Manifests, loading in the background, length buckets and augmentation of recordings.
 
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
 mod audio_cache;
+// Nothing there is from a file but samples, and their number is that of the slices.
+#[allow(clippy::indexing_slicing)]
 pub mod augment;
 mod buckets;
 mod crop;

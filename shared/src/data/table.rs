@@ -12,7 +12,7 @@ pub(super) fn read(mut lines: Lines, source: &Path, root: &Path) -> Result<Manif
     let Some(header) = lines.next()? else { return Ok(builder.finish()) };
     let columns: Vec<String> = header.fields().into_iter().map(str::to_owned).collect();
     for (place, column) in columns.iter().enumerate() {
-        if columns[..place].contains(column) {
+        if columns.iter().take(place).any(|earlier| earlier == column) {
             return Err(header.error(format!("column `{column}` is there twice")));
         }
     }

@@ -1,5 +1,7 @@
 //! Reading and writing recordings.
 
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
 pub mod audio;
 
 pub use audio::{AudioReader, Waveform};

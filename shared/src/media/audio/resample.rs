@@ -135,7 +135,7 @@ impl Resampler {
         let skipped = written.min(self.delay_left);
         self.delay_left -= skipped;
         self.samples_out += (written - skipped) as u64;
-        out.extend_from_slice(&self.chunk[skipped..written]);
+        out.extend_from_slice(self.chunk.get(skipped..written).unwrap_or_default());
         Ok(())
     }
 }

@@ -179,6 +179,6 @@ fn full_box_field(
 fn number(file: &mut (impl Read + Seek), at: u64, width: usize) -> io::Result<u64> {
     let mut bytes = [0; 8];
     file.seek(SeekFrom::Start(at))?;
-    file.read_exact(&mut bytes[8 - width..])?;
+    file.read_exact(bytes.get_mut(8_usize.saturating_sub(width)..).unwrap_or_default())?;
     Ok(u64::from_be_bytes(bytes))
 }

@@ -180,7 +180,7 @@ impl Decoder for WavDecoder {
 
     fn next_block(&mut self, block: &mut Vec<f32>) -> Result<bool> {
         let bytes = self.bytes_left.min(self.buffer.len() as u64);
-        let buffer = &mut self.buffer[..bytes as usize];
+        let buffer = self.buffer.get_mut(..bytes as usize).unwrap_or_default();
         self.reader.read_exact(buffer).map_err(Error::io(&self.path))?;
         self.bytes_left -= bytes;
         self.encoding.decode(buffer, block);
