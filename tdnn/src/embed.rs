@@ -9,6 +9,9 @@ use shared::{Error, Result};
 use crate::frontend::Frontend;
 use crate::subnet::Subnet;
 
+/// Most samples to which recordings are repeated: more than an hour.
+const LARGEST_REPEATED_SAMPLES: usize = 1 << 26;
+
 /// Most frames that go through the network at once.
 const BATCH_FRAMES: usize = 1 << 13;
 
@@ -46,7 +49,7 @@ impl Embedder {
     ///
     /// # Errors
     /// When the front-end's bands are not the network's features, or windows are too short for
-    /// the front-end.
+    /// the front-end, or recordings are to be repeated for too long.
     pub fn new(
         frontend: Frontend,
         network: Subnet,
@@ -61,10 +64,15 @@ impl Embedder {
             )));
         }
         let shortest = frontend.min_samples();
-        if windows.min_samples < shortest || windows.window_samples < 2 * windows.min_samples {
+        if windows.min_samples < shortest || windows.window_samples / 2 < windows.min_samples {
             return Err(Error::Argument(format!(
                 "windows: min_samples must be at least {shortest} and at most half of \
                  window_samples"
+            )));
+        }
+        if windows.repeat_below_samples > LARGEST_REPEATED_SAMPLES {
+            return Err(Error::Argument(format!(
+                "windows: repeat_below_samples must be at most {LARGEST_REPEATED_SAMPLES}"
             )));
         }
         Ok(Self { frontend, network, windows, device })

@@ -1,5 +1,7 @@
 //! Sets of named embeddings, in memory and in files.
 
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -168,7 +170,7 @@ impl Embeddings {
         let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let mut embeddings = Self::new(origin, dimension);
         for (name, row) in names.iter().zip(values.chunks_exact(dimension.max(1))) {
-            embeddings.insert(name, row)?;
+            embeddings.insert(name, row).map_err(|error| wrong(error.to_string()))?;
         }
         match embeddings.len() == count {
             true => Ok(embeddings),

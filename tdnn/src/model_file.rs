@@ -1,7 +1,9 @@
 //! A model as one file: safetensors whose metadata holds all that is needed to use it.
 
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,7 @@ use shared::rng::Stream;
 use shared::{Error, Result};
 
 use crate::architecture::NetworkConfig;
+use crate::cost;
 use crate::embed::{Embedder, WindowConfig};
 use crate::embeddings::Embeddings;
 use crate::frontend::{Frontend, FrontendConfig};
@@ -94,6 +97,8 @@ pub struct ModelFile {
     pub tensors: BTreeMap<String, Tensor>,
     /// Other speakers, by whom the scores are normalised where [`ModelCard::scoring`] says so.
     pub cohort: Option<Embeddings>,
+    /// Where it was read from, for messages.
+    path: PathBuf,
 }
 
 impl ModelFile {
@@ -125,7 +130,7 @@ impl ModelFile {
             })
             .collect::<Result<_>>()?;
         card.tensors_sha256 = data_hash(&tensors)?;
-        let mut model = Self { card, tensors, cohort: None };
+        let mut model = Self { card, tensors, cohort: None, path: "model".into() };
         model.card.self_test = model.embedder(&Device::Cpu)?.embed(&self_test_signal())?;
         Ok(model)
     }
@@ -133,7 +138,8 @@ impl ModelFile {
     /// The model in the file `path`.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] when it is no model of this program, of a later version, or damaged.
+    /// [`Error::Checkpoint`] when it is no model of this program, of a later version, or damaged;
+    /// [`Error::NonFinite`].
     pub fn read(path: &Path, limits: &Limits) -> Result<Self> {
         Self::of_checkpoint(checkpoint::read(path, limits)?, path)
     }
@@ -164,13 +170,15 @@ impl ModelFile {
     /// The network with frozen weights and its front-end, ready for use on `device`.
     ///
     /// # Errors
-    /// [`Error::Tensors`] when the tensors are not those of the network in the card.
+    /// [`Error::Tensors`] when the tensors are not those of the network in the card,
+    /// [`Error::Checkpoint`] when its front-end or windows make no sense.
     pub fn embedder(&self, device: &Device) -> Result<Embedder> {
         let ModelCard { network, frontend, windows, .. } = &self.card;
-        let origin = Path::new("model");
-        let tensors = self.tensors.clone();
-        let (subnet, _) = Subnet::from_tensors(network.clone(), tensors, origin, false, device)?;
-        Embedder::new(Frontend::new(frontend.clone())?, subnet, windows.clone(), device.clone())
+        let (path, tensors) = (&self.path, self.tensors.clone());
+        let (subnet, _) = Subnet::from_tensors(network.clone(), tensors, path, false, device)?;
+        Frontend::new(frontend.clone())
+            .and_then(|frontend| Embedder::new(frontend, subnet, windows.clone(), device.clone()))
+            .map_err(|error| Error::checkpoint(path, error.to_string()))
     }
 
     /// The cosine between the embedding that `embedder` gives for a synthetic signal and the one
@@ -215,10 +223,27 @@ impl ModelFile {
         if data_hash(&checkpoint.tensors)? != card.tensors_sha256 {
             return Err(wrong("damaged: the tensors are not those that were written".into()));
         }
-        let cohort =
-            cohort.map(|rows| Embeddings::of_tensor(&card.tensors_sha256, &rows)).transpose()?;
-        Ok(Self { card, tensors: checkpoint.tensors, cohort })
+        checkpoint::check_finite(&checkpoint.tensors, path)?;
+        let numbers: usize = checkpoint.tensors.values().map(Tensor::elem_count).sum();
+        check_size(&card.network, numbers).map_err(wrong)?;
+        let cohort = cohort
+            .map(|rows| Embeddings::of_tensor(&card.tensors_sha256, &rows))
+            .transpose()
+            .map_err(|error| wrong(format!("cohort: {error}")))?;
+        Ok(Self { card, tensors: checkpoint.tensors, cohort, path: path.to_path_buf() })
     }
+}
+
+/// Fails when a file of so many `numbers` cannot hold `network`. Memory is set aside for missing
+/// tensors before they are reported, which is why only little may be missing.
+fn check_size(network: &NetworkConfig, numbers: usize) -> Result<(), String> {
+    const MOST_MISSING: usize = 16;
+    let most = numbers.saturating_mul(MOST_MISSING);
+    let ends = network.features.saturating_add(network.embedding);
+    if ends <= most && cost::parameters(network) <= most as u64 {
+        return Ok(());
+    }
+    Err(format!("{numbers} numbers are too few for a network of the size in the model card"))
 }
 
 /// One second of noise whose loudness rises and falls four times.

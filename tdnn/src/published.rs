@@ -1,5 +1,7 @@
 //! The files that the authors publish: a supernet's weights, and the batch norms of one subnet.
 
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -34,7 +36,7 @@ pub struct PublishedSubnet {
 ///
 /// # Errors
 /// [`Error::Checkpoint`] when the file cannot be read or holds no such network; [`Error::Tensors`]
-/// when tensors are missing, unexpected or of another shape.
+/// when tensors are missing, unexpected or of another shape; [`Error::NonFinite`].
 pub fn read_supernet(
     path: &Path,
     allow_missing: bool,
@@ -42,6 +44,7 @@ pub fn read_supernet(
     device: &Device,
 ) -> Result<(Supernet, LoadReport)> {
     let checkpoint = checkpoint::read(path, limits)?;
+    checkpoint::check_finite(&checkpoint.tensors, path)?;
     let tensors = named_like(&checkpoint, "layer1.conv.conv.weight", path)?;
     let config = size_of(&tensors, path)?;
     let weights = Weights::loaded(tensors, path, false, DType::F32, device);
@@ -65,6 +68,7 @@ pub fn read_subnet(
 ) -> Result<PublishedSubnet> {
     let (full, report) = read_supernet(supernet, allow_missing, limits, device)?;
     let checkpoint = checkpoint::read(batch_norms, limits)?;
+    checkpoint::check_finite(&checkpoint.tensors, batch_norms)?;
     let subnet = with_batch_norms(&full, checkpoint, allow_missing, batch_norms)?;
     Ok(PublishedSubnet { supernet: report, ..subnet })
 }
@@ -164,7 +168,8 @@ fn architecture_of(values: &Value, path: &Path) -> Result<Architecture> {
         &numbers(widths).ok_or_else(wrong)?,
         &numbers(kernels).ok_or_else(wrong)?,
         number(cat).ok_or_else(wrong)?,
-    )?;
+    )
+    .map_err(|error| Error::checkpoint(path, error.to_string()))?;
     match number(depth) == Some(architecture.depth()) {
         true => Ok(architecture),
         false => Err(wrong()),

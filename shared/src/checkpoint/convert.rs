@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::inspect::finite_report;
 use super::{Checkpoint, Value, read, safetensors};
 use crate::Result;
 use crate::limits::Limits;
 
 /// Writes the checkpoint `input` as the safetensors file `output` and returns what was read. Its
-/// notes say what of the input is not in the output.
+/// notes say what of the input is not in the output, and which tensors are not finite.
 ///
 /// Numbers, texts, lists and dictionaries beside the tensors become metadata under their dotted
 /// names: texts as they are, all else as JSON.
@@ -16,10 +17,12 @@ use crate::limits::Limits;
 /// # Errors
 /// As [`read`] and [`safetensors::write`].
 pub fn convert(input: &Path, output: &Path, force: bool, limits: &Limits) -> Result<Checkpoint> {
-    let checkpoint = read(input, limits)?;
+    let mut checkpoint = read(input, limits)?;
     let mut metadata = checkpoint.metadata.clone();
     add_metadata(&checkpoint.values, "", &mut metadata);
     safetensors::write(output, &checkpoint.tensors, &metadata, force)?;
+    let broken = finite_report(&checkpoint.tensors)?;
+    checkpoint.notes.extend(broken.iter().map(|tensor| format!("{tensor} is not finite")));
     Ok(checkpoint)
 }
 

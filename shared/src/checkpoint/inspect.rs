@@ -1,7 +1,8 @@
 //! Questions about the numbers in a checkpoint: are they finite, are they the same as before.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
+use std::path::Path;
 
 use candle_core::{DType, Tensor, WithDType};
 use half::{bf16, f16};
@@ -19,6 +20,13 @@ pub struct NonFinite {
     pub nan: usize,
     /// How many elements are infinite.
     pub infinite: usize,
+}
+
+impl fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, nan, infinite } = self;
+        write!(f, "tensor {name} ({nan} NaN, {infinite} infinite)")
+    }
 }
 
 /// Returns the tensors that hold a NaN or an infinity, by name.
@@ -43,20 +51,18 @@ pub fn finite_report(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<NonFinite
     Ok(found)
 }
 
-/// Fails when a tensor holds a NaN or an infinity.
+/// Fails when a tensor of the checkpoint at `path` holds a NaN or an infinity.
 ///
 /// # Errors
 /// [`Error::NonFinite`] that names the first such tensors and their counts.
-pub fn check_finite(tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+pub fn check_finite(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
     const SHOWN: usize = 3;
     let found = finite_report(tensors)?;
     if found.is_empty() {
         return Ok(());
     }
-    let shown = found.iter().take(SHOWN).map(|NonFinite { name, nan, infinite }| {
-        format!("tensor {name} ({nan} NaN, {infinite} infinite)")
-    });
-    let mut what = shown.collect::<Vec<_>>().join(", ");
+    let shown: Vec<String> = found.iter().take(SHOWN).map(NonFinite::to_string).collect();
+    let mut what = format!("{}: {}", path.display(), shown.join(", "));
     if found.len() > SHOWN {
         what += &format!(" and {} more", found.len() - SHOWN);
     }

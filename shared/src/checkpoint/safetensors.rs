@@ -422,9 +422,9 @@ mod tests {
         let counts: Vec<_> =
             found.iter().map(|it| (it.name.as_str(), it.nan, it.infinite)).collect();
         assert_eq!(counts, [("a", 1, 1), ("b", 1, 2), ("c", 1, 2), ("d", 1, 2)]);
-        let error = check_finite(&tensors).unwrap_err().to_string();
+        let error = check_finite(&tensors, Path::new("x")).unwrap_err().to_string();
         assert!(
-            error.starts_with("tensor a (1 NaN, 1 infinite), tensor b")
+            error.starts_with("x: tensor a (1 NaN, 1 infinite), tensor b")
                 && error.contains("and 1 more"),
             "{error}"
         );

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use candle_core::Device;
 use clap::Args;
 use serde::Serialize;
 use shared::cli::Common;
@@ -28,6 +29,8 @@ struct Outcome<'a> {
 
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let model = model::load(options.model.as_deref())?;
+    // Fails where the card describes another network than the tensors are.
+    model.embedder(&Device::Cpu)?;
     let card = &model.card;
     let rate_hz = card.frontend.log_mel.rate_hz;
     let frames = 3 * u64::from(rate_hz) / card.frontend.log_mel.stft.hop_samples as u64 + 1;
