@@ -101,10 +101,8 @@ impl OutputFile {
     /// # Errors
     /// [`Error::Exists`] or [`Error::Io`].
     pub fn create(path: &Path, force: bool) -> Result<Self> {
-        let existing = fs::metadata(path).ok();
-        if is_standard_stream(path)
-            || existing.as_ref().is_some_and(|found| !found.is_file() && !found.is_dir())
-        {
+        check_output(path, force)?;
+        if is_written_directly(path) {
             let file = OpenOptions::new().write(true).open(path).map_err(Error::io(path))?;
             return Ok(Self {
                 path: path.to_path_buf(),
@@ -112,18 +110,11 @@ impl OutputFile {
                 pending: None,
             });
         }
-        let mut target = path.to_path_buf();
-        if let Some(found) = &existing {
-            if found.is_dir() {
-                let reason = "is a folder; give the name of a file";
-                let refusal = io::Error::new(io::ErrorKind::IsADirectory, reason);
-                return Err(Error::io(path)(refusal));
-            }
-            if !force {
-                return Err(Error::Exists { path: path.to_path_buf() });
-            }
-            target = fs::canonicalize(path).map_err(Error::io(path))?;
-        }
+        let existing = fs::metadata(path).ok();
+        let target = match existing {
+            Some(_) => fs::canonicalize(path).map_err(Error::io(path))?,
+            None => path.to_path_buf(),
+        };
         let (temporary, file) = create_beside(&target).map_err(Error::io(path))?;
         let pending = Pending { temporary, target, force };
         if let Some(found) = existing {
@@ -167,6 +158,41 @@ impl Seek for OutputFile {
     fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
         self.writer.seek(position)
     }
+}
+
+/// Whether `path` is a device or a pipe, see [`OutputFile`]. Nothing can be put beside it.
+pub fn is_written_directly(path: &Path) -> bool {
+    let is_special = |found: fs::Metadata| !found.is_file() && !found.is_dir();
+    is_standard_stream(path) || fs::metadata(path).is_ok_and(is_special)
+}
+
+/// Fails where [`OutputFile::create`] would because of what is or is not at `path`: for asking
+/// before a long job.
+///
+/// # Errors
+/// [`Error::Exists`] for a file when `force` is not given; [`Error::Io`] for a folder, or where
+/// there is no folder to put the file in.
+pub fn check_output(path: &Path, force: bool) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => {
+            let reason = "is a folder; give the name of a file";
+            Err(Error::io(path)(io::Error::new(io::ErrorKind::IsADirectory, reason)))
+        }
+        Ok(_) if !force && !is_written_directly(path) => {
+            Err(Error::Exists { path: path.to_path_buf() })
+        }
+        Ok(_) => Ok(()),
+        Err(_) => fs::metadata(folder_of(path)).map(drop).map_err(Error::io(path)),
+    }
+}
+
+/// Keeps other callers, also in other processes, waiting until what is returned is dropped, if they
+/// ask for the same folder. For changing a file that others may be changing. `None` where the
+/// system cannot lock a folder.
+pub fn lock_folder(path: &Path) -> Option<File> {
+    let folder = File::open(folder_of(path)).ok()?;
+    folder.lock().ok()?;
+    Some(folder)
 }
 
 /// Whether `path` names a stream that the process already has open. Redirected to a file, such a

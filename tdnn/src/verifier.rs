@@ -35,7 +35,7 @@ pub struct Voice {
     pub duration_s: f64,
     /// How much of it was used.
     pub speech_s: f64,
-    /// What the decoder remarked.
+    /// What is odd about the recording, a sentence each that begins with its name.
     pub notes: Vec<String>,
 }
 
@@ -137,10 +137,24 @@ impl Verifier {
             ear.hear(block.get(from..to).unwrap_or_default()).map_err(unusable)?;
             position += block.len();
         }
-        let notes = reader.source().notes().to_vec();
+        let remarks = reader.source().notes().iter().cloned();
+        let remarks = remarks.chain(self.bandwidth_remark(reader.source().rate_hz()));
+        let notes = remarks.map(|remark| format!("{}: {remark}", path.display())).collect();
         let (embedding, samples, used) = ear.finish(rate_hz).map_err(unusable)?;
         let seconds = |samples: usize| samples as f64 / f64::from(rate_hz);
         Ok(Voice { embedding, duration_s: seconds(samples), speech_s: seconds(used), notes })
+    }
+
+    /// What there is to say of a recording whose rate is too low for all that the model listens to.
+    fn bandwidth_remark(&self, rate_hz: u32) -> Option<String> {
+        let high_hz = self.embedder.frontend().config().log_mel.mel.high_hz;
+        let nyquist_hz = f64::from(rate_hz) / 2.0;
+        (nyquist_hz < high_hz).then(|| {
+            format!(
+                "recorded at {rate_hz} Hz, so there is nothing above {nyquist_hz} Hz, where the \
+                 model listens up to {high_hz} Hz; scores are less certain"
+            )
+        })
     }
 
     /// The scorer that the model was calibrated with, or the one of [`Verifier::normalise_by`].

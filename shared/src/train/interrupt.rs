@@ -1,5 +1,6 @@
 //! Stopping a job at a point where nothing is lost.
 
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -27,7 +28,8 @@ impl Interrupt {
             if in_handler.request() {
                 std::process::exit(130);
             }
-            eprintln!("stopping after this step; once more to stop at once");
+            // Nobody is left to tell when stderr is closed.
+            let _ = writeln!(io::stderr(), "stopping after this step; once more to stop at once");
         })
         .map_err(|error| Error::Argument(format!("cannot listen for Ctrl-C: {error}")))?;
         Ok(INSTALLED.get_or_init(|| interrupt).clone())

@@ -6,7 +6,8 @@ use clap::Args;
 use serde::Serialize;
 use shared::cli::Common;
 use shared::eval::verification::{Calibration, CostModel, Trials};
-use tdnn::batch::partial_path;
+use shared::files::check_output;
+use tdnn::batch::{partial_path, remove_partial};
 
 use super::trials::{self, ScoringOptions};
 
@@ -40,11 +41,13 @@ struct Outcome {
 }
 
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
+    check_output(&options.out, options.force)?;
     let (list, labels) = trials::labelled(&options.trials, &options.scoring.model.limits())?;
     let mut model = options.scoring.model.load()?;
     let verifier = options.scoring.verifier(common)?;
     let store = partial_path(&options.out);
-    let scores = options.scoring.score(&verifier, &options.trials, &list, &store, common)?;
+    let (trials, store) = (&options.trials, store.as_deref());
+    let scores = options.scoring.score(&verifier, trials, &list, store, common)?;
     let scored = Trials::new(&scores, &labels)?;
     let calibration = Calibration::fit(&scored, options.prior)?;
     let ratios: Vec<f64> = scores.iter().map(|score| calibration.llr(*score)).collect();
@@ -52,8 +55,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     model.card.scoring = verifier.scoring();
     model.cohort = verifier.cohort().cloned();
     model.write(&options.out, options.force)?;
-    // It is elsewhere with --embeddings.
-    let _ = std::fs::remove_file(&store);
+    remove_partial(store);
     let outcome = Outcome {
         out: options.out.display().to_string(),
         trials: labels.len(),

@@ -1,7 +1,6 @@
 //! `tdnn embed`: the embeddings of recordings.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -9,8 +8,9 @@ use serde::Serialize;
 use shared::Error;
 use shared::cli::{Common, Shard};
 use shared::data::{Filter, Manifest, Utterance};
+use shared::files::check_output;
 use shared::train::Interrupt;
-use tdnn::batch::{BatchOptions, embed_all, partial_path};
+use tdnn::batch::{BatchOptions, embed_all, partial_path, remove_partial};
 use tdnn::embeddings::{Embeddings, Format};
 use tdnn::score::speaker_means;
 
@@ -61,15 +61,16 @@ struct Outcome {
 }
 
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
-    if options.out.exists() && !options.force {
-        return Err(Error::Exists { path: options.out.clone() }.into());
-    }
+    check_output(&options.out, options.force)?;
     let limits = options.model.limits();
     let utterances = utterances(options)?;
     let verifier = options.model.verifier(common)?;
     let store = partial_path(&options.out);
-    let batch =
-        BatchOptions { skip_errors: options.skip_errors, store: &store, quiet: common.quiet };
+    let batch = BatchOptions {
+        skip_errors: options.skip_errors,
+        store: store.as_deref(),
+        quiet: common.quiet,
+    };
     let interrupt = Interrupt::on_signals()?;
     let (embeddings, skipped) = embed_all(&verifier, &utterances, &batch, &interrupt, &limits)?;
     let embeddings = match options.per_speaker {
@@ -78,8 +79,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     };
     let format = options.format.unwrap_or_else(|| Format::of(&options.out));
     embeddings.write(&options.out, format, options.force)?;
-    // It may not be there when nothing could be embedded.
-    let _ = fs::remove_file(&store);
+    remove_partial(store.as_deref());
     let skipped: Vec<String> =
         skipped.iter().map(|skipped| format!("{}: {}", skipped.id, skipped.error)).collect();
     for line in &skipped {

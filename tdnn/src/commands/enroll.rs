@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use shared::cli::Common;
+use shared::files::lock_folder;
+use tdnn::Voice;
 use tdnn::book::SpeakerBook;
 
 use super::model::ModelOptions;
@@ -38,25 +40,30 @@ struct Outcome {
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let limits = options.model.limits();
     let verifier = options.model.verifier(common)?;
-    let mut book = match options.book.exists() {
-        true => SpeakerBook::read(&options.book, verifier.origin(), &limits)?,
-        false => SpeakerBook::new(verifier.embeddings()),
+    let read_book = || match options.book.exists() {
+        true => SpeakerBook::read(&options.book, verifier.origin(), &limits),
+        false => Ok(SpeakerBook::new(verifier.embeddings())),
     };
+    // A book of another kind is better refused before listening.
+    read_book()?;
+    let voices: Vec<Voice> =
+        options.recordings.iter().map(|path| verifier.listen(path)).collect::<Result<_, _>>()?;
+    voices.iter().flat_map(|voice| &voice.notes).for_each(|note| common.note(note));
+    // Nobody else may add a speaker between reading and writing.
+    let lock = lock_folder(&options.book);
+    let mut book = read_book()?;
     if options.replace {
         book.remove(&options.name);
     }
-    let mut speech_s = 0.0;
-    for path in &options.recordings {
-        let voice = verifier.listen(path)?;
-        voice.notes.iter().for_each(|note| common.note(note));
-        speech_s += voice.speech_s;
+    for voice in &voices {
         book.add(&options.name, &voice.embedding)?;
     }
     book.write(&options.book)?;
+    drop(lock);
     let outcome = Outcome {
         name: options.name.clone(),
         recordings: book.recordings(&options.name),
-        speech_s,
+        speech_s: voices.iter().map(|voice| voice.speech_s).sum(),
         speakers: book.speakers().count(),
         book: options.book.display().to_string(),
     };

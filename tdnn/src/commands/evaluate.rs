@@ -166,7 +166,8 @@ fn evaluate(
             let verifier = options.scoring.verifier(common)?;
             let scratch = tempfile::tempdir().context("temporary folder")?;
             let store = scratch.path().join("embeddings");
-            let scores = options.scoring.score(&verifier, list, &trials, &store, common)?;
+            let scores =
+                options.scoring.score(&verifier, list, &trials, Some(store.as_path()), common)?;
             (scores, verifier.calibration())
         }
     };

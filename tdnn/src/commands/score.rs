@@ -1,14 +1,13 @@
 //! `tdnn score`: a list of trials.
 
-use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use shared::Error;
 use shared::cli::{Common, Shard};
 use shared::data::TrialList;
-use tdnn::batch::partial_path;
+use shared::files::check_output;
+use tdnn::batch::{partial_path, remove_partial};
 use tdnn::score_file::ScoreFile;
 
 use super::trials::ScoringOptions;
@@ -41,18 +40,16 @@ struct Outcome {
 }
 
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
-    if options.out.exists() && !options.force {
-        return Err(Error::Exists { path: options.out.clone() }.into());
-    }
+    check_output(&options.out, options.force)?;
     let list = TrialList::read(&options.trials, &options.scoring.model.limits())?;
     let shard = options.shard.map_or_else(Shard::from_environment, Ok)?;
     let part = list.part(shard.range(list.trials.len()));
     let verifier = options.scoring.verifier(common)?;
     let store = partial_path(&options.out);
-    let scores = options.scoring.score(&verifier, &options.trials, &part, &store, common)?;
+    let (trials, store) = (&options.trials, store.as_deref());
+    let scores = options.scoring.score(&verifier, trials, &part, store, common)?;
     ScoreFile::of(&list, shard, &scores)?.write(&options.out, options.force)?;
-    // It is elsewhere with --embeddings.
-    let _ = fs::remove_file(&store);
+    remove_partial(store);
     let outcome = Outcome {
         out: options.out.display().to_string(),
         trials: scores.len(),

@@ -52,17 +52,17 @@ impl ScoringOptions {
     }
 
     /// The scores of `trials`, a list that was read from `list`. Embeddings are kept in
-    /// `--embeddings`, or in `store` while the work goes on.
+    /// `--embeddings`, or in `store`, if any, while the work goes on.
     pub fn score(
         &self,
         verifier: &Verifier,
         list: &Path,
         trials: &TrialList,
-        store: &Path,
+        store: Option<&Path>,
         common: &Common,
     ) -> anyhow::Result<Vec<f64>> {
         let utterances = recordings(trials, self.root(list));
-        let store = self.embeddings.as_deref().unwrap_or(store);
+        let store = self.embeddings.as_deref().or(store);
         let options = BatchOptions { skip_errors: false, store, quiet: common.quiet };
         let interrupt = Interrupt::on_signals()?;
         let limits = self.model.limits();
