@@ -13,6 +13,11 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
+/// The path of a recording that the project ships.
+pub fn media(name: &str) -> String {
+    root().join("samples/media").join(name).display().to_string()
+}
+
 /// The folder with the release binaries, built if they are not up to date. Built as for tests, they
 /// share all dependencies with these.
 fn binaries() -> &'static Path {
