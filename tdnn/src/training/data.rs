@@ -194,7 +194,7 @@ pub(super) fn used_samples(
     detect_speech: bool,
 ) -> Result<Vec<Range<usize>>> {
     let Some(length) = recordings.samples_of(number) else { return Ok(vec![]) };
-    let everything = vec![0..length];
+    let everything: Vec<Range<usize>> = std::iter::once(0..length).collect();
     if !detect_speech {
         return Ok(everything);
     }
@@ -215,4 +215,82 @@ pub(super) fn used_samples(
 pub(super) fn joined(samples: &[i16], ranges: &[Range<usize>]) -> Vec<f32> {
     let ranges = ranges.iter().map(|range| samples.get(range.clone()).unwrap_or_default());
     ranges.flat_map(to_f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::data::{Manifest, Utterance};
+    use shared::limits::Limits;
+    use shared::media::audio::{Waveform, write_wav};
+
+    use super::*;
+
+    const RATE_HZ: u32 = 16_000;
+
+    /// A second of silence, then one of noise in bursts.
+    fn recording() -> Vec<f32> {
+        let mut stream = Stream::new(1, "recording", 0);
+        (0..2 * RATE_HZ)
+            .map(|t| match t >= RATE_HZ && t / 2000 % 2 == 0 {
+                true => (0.1 * stream.normal()) as f32,
+                false => 0.0,
+            })
+            .collect()
+    }
+
+    /// Two speakers, of whom the first has four recordings and the second one.
+    fn data(stage: &str) -> TrainingData {
+        let folder = tempfile::tempdir().unwrap();
+        let utterances: Vec<Utterance> = (0..5)
+            .map(|number| {
+                let path = folder.path().join(format!("{number}.wav"));
+                let waveform = Waveform { samples: recording(), rate_hz: RATE_HZ, channels: 1 };
+                write_wav(&path, &waveform, false).unwrap();
+                let speaker = Some(if number < 4 { "a" } else { "b" }.to_owned());
+                Utterance { id: number.to_string(), path, speaker, ..Utterance::default() }
+            })
+            .collect();
+        let config = serde_json::from_str(&format!(
+            r#"{{"examples_per_speaker": 6, "speeds": [1.0, 0.9], "augmentation": null, "stages": [{stage}]}}"#
+        ));
+        let manifest = Manifest { source: folder.path().into(), utterances };
+        let index = manifest.speakers().unwrap();
+        let limits = Limits::default();
+        let (cache, failures) = AudioCache::new(manifest.utterances, RATE_HZ, 1 << 20, &limits);
+        assert!(failures.is_empty());
+        TrainingData::new(config.unwrap(), cache, &index, vec![], vec![]).unwrap()
+    }
+
+    fn stage(more: &str) -> String {
+        format!(
+            r#"{{"steps": 1, "crop_s": 0.5, "margin": [0, 0],
+                 "schedule": {{"kind": "constant", "lr": 0.1}}{more}}}"#
+        )
+    }
+
+    #[test]
+    fn speakers_have_the_share_of_examples_that_the_stage_says() {
+        for (balance, [a, b]) in
+            [("", [6, 6]), (r#", "balance": 0.5"#, [8, 4]), (r#", "balance": 1"#, [10, 2])]
+        {
+            let data = data(&stage(balance));
+            let labels = data.labels(data.config.stage(0).unwrap());
+            let count = |class| labels.iter().filter(|label| **label == class).count();
+            // Classes 2 and 3 are the speakers at the other speed.
+            let expected = [a, b, a, b];
+            assert_eq!([0, 1, 2, 3].map(count), expected.map(|c: i32| c as usize), "{balance}");
+        }
+    }
+
+    #[test]
+    fn examples_are_cut_from_speech_and_depend_on_their_number_only() {
+        let data = data(&stage(""));
+        let used = used_samples(&data.recordings, 0, true).unwrap();
+        assert!(used.iter().all(|range| range.start > 12_000), "{used:?}");
+        assert_eq!(used_samples(&data.recordings, 0, false).unwrap(), [0..32_000]);
+        let example = |number| data.example(0, number, 0).unwrap().features;
+        assert_eq!(example(3), example(3));
+        assert_ne!(example(3), example(4));
+        assert_eq!(joined(&[1, 2, 3, 4], &[0..1, 2..4]), to_f32(&[1, 3, 4]));
+    }
 }
