@@ -104,6 +104,12 @@ impl Architecture {
         Self::from_fields(string).ok()
     }
 
+    /// What the paper or its authors call this network, if they do; see [`Architecture::named`].
+    pub fn name(&self) -> Option<&'static str> {
+        let string = self.to_string();
+        NAMED.iter().find(|(_, known)| *known == string).map(|(name, _)| *name)
+    }
+
     /// Output channels of the stem and of every block.
     pub fn trunk(&self) -> usize {
         self.trunk
@@ -300,6 +306,7 @@ mod tests {
             let architecture: Architecture = string.parse().unwrap();
             assert_eq!(architecture.to_string(), string);
             assert_eq!(Architecture::named(name).unwrap(), architecture);
+            assert_eq!(architecture.name(), Some(name));
             assert_eq!(name.to_lowercase().parse::<Architecture>().unwrap(), architecture);
             assert_eq!(string.replace('.', "-").parse::<Architecture>().unwrap(), architecture);
             architecture.check_plain().unwrap();

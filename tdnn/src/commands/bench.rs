@@ -1,13 +1,15 @@
 //! `tdnn bench`: how fast the published networks are here.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shared::cli::Common;
 use shared::device;
 use shared::nn::Weights;
@@ -21,7 +23,7 @@ const PEAK_ORDER: usize = 1024;
 
 #[derive(Args)]
 pub struct Options {
-    /// Architectures or their published names
+    /// Architectures or their published names; `max` is the whole supernet
     #[arg(long, value_name = "ARCHITECTURE", default_values = ["max", "Base", "Mobile", "Small"])]
     architecture: Vec<Architecture>,
     /// Recordings in a batch
@@ -31,22 +33,35 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
     seconds: f64,
     /// Runs of which the median counts
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 11)]
     runs: usize,
+    /// Measure this one of all cases, in this process, and print it as JSON
+    #[arg(long, value_name = "I", hide = true)]
+    case: Option<usize>,
 }
 
-#[derive(Serialize)]
+/// One network on one size of batch.
+#[derive(Serialize, Deserialize)]
 struct Measurement {
+    /// The published name, if there is one.
+    name: Option<String>,
     architecture: String,
     batch: usize,
+    seconds: f64,
+    threads: usize,
+    runs: usize,
+    /// Median time from samples to features.
     frontend_ms: f64,
+    /// Median time from features to embeddings.
     network_ms: f64,
+    /// Of the network, a multiply-accumulate as two operations.
     gflop_per_s: f64,
-    /// Of the measured peak.
+    /// The fastest product of two matrices of order [`PEAK_ORDER`], in the same process.
+    peak_gflop_per_s: f64,
     share_of_peak: f64,
-    /// Computing time over audio time.
+    /// Computing time, front-end included, over audio time.
     real_time_factor: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Largest resident memory of the process up to the last run.
     peak_memory_mb: Option<f64>,
 }
 
@@ -55,66 +70,73 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         options.runs > 0 && options.batch.iter().all(|n| *n > 0),
         "--runs and --batch must be at least 1"
     );
-    let device = common.open()?;
-    let threads = device::set_threads(common.threads)?;
-    let frontend = Frontend::new(FrontendConfig::default())?;
-    let peak = peak_gflop_per_s(&device, options.runs)?;
-    common.note(format!(
-        "{threads} threads, matrix product of order {PEAK_ORDER}: {peak:.0} GFLOP/s; random weights"
-    ));
+    if let Some(case) = options.case {
+        println!("{}", serde_json::to_string(&measure(options, case, common)?)?);
+        return Ok(());
+    }
     let cases = options.architecture.len() * options.batch.len();
-    let progress = Progress::new("bench", "networks", Some(cases as u64), common.quiet);
+    let progress = Progress::new("bench", "cases", Some(cases as u64), common.quiet);
     let mut table = Table::new([
-        "architecture",
+        "network",
         "batch",
         "front-end ms",
         "network ms",
         "GFLOP/s",
+        "peak GFLOP/s",
         "% of peak",
-        "RTF",
+        "real-time factor",
         "peak MB",
     ]);
-    for architecture in &options.architecture {
-        let network = network(architecture, &device)?;
-        for &batch in &options.batch {
-            let found = measure(&network, &frontend, batch, peak, options, &device)?;
-            progress.inc(1);
-            table.row([
-                found.architecture.clone(),
-                found.batch.to_string(),
-                format!("{:.1}", found.frontend_ms),
-                format!("{:.1}", found.network_ms),
-                format!("{:.0}", found.gflop_per_s),
-                format!("{:.0}", 100.0 * found.share_of_peak),
-                format!("{:.5}", found.real_time_factor),
-                found.peak_memory_mb.map_or("-".into(), |mb| format!("{mb:.0}")),
-            ]);
-            if common.json {
-                common.print(&found, "")?;
-            }
+    for case in 0..cases {
+        let found = measure_apart(case)?;
+        progress.inc(1);
+        table.row([
+            found.name.clone().unwrap_or_else(|| found.architecture.clone()),
+            found.batch.to_string(),
+            format!("{:.1}", found.frontend_ms),
+            format!("{:.1}", found.network_ms),
+            format!("{:.0}", found.gflop_per_s),
+            format!("{:.0}", found.peak_gflop_per_s),
+            format!("{:.0}", 100.0 * found.share_of_peak),
+            format!("{:.5}", found.real_time_factor),
+            found.peak_memory_mb.map_or("-".into(), |mb| format!("{mb:.0}")),
+        ]);
+        if common.json {
+            common.print(&found, "")?;
         }
     }
     progress.finish();
-    if common.json { Ok(()) } else { common.print(&(), table.to_string().trim_end()) }
+    if common.json {
+        return Ok(());
+    }
+    common.note(format!(
+        "{} s of audio, random weights, median of {} runs after one more; peak: the fastest product \
+         of matrices of order {PEAK_ORDER} in the same process; memory: all that the process of \
+         one line had resident at most",
+        options.seconds, options.runs
+    ));
+    common.print(&(), table.to_string().trim_end())
 }
 
-/// The network with random weights, frozen as in use.
-fn network(architecture: &Architecture, device: &Device) -> anyhow::Result<Subnet> {
-    let config = NetworkConfig::published(architecture.clone());
-    let fresh = Weights::fresh(0, DType::F32, device);
-    Subnet::new(config.clone(), &fresh)?;
-    let origin = Path::new("random weights");
-    Ok(Subnet::from_tensors(config, fresh.state(), origin, false, device)?.0)
+/// [`measure`] in a process of its own, whose memory is that of the one case. It is given the
+/// options of this one.
+fn measure_apart(case: usize) -> anyhow::Result<Measurement> {
+    let child = Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .args(["--case", &case.to_string()])
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(child.status.success(), "measuring case {case} failed: {}", child.status);
+    serde_json::from_slice(&child.stdout).context("the result of one case")
 }
 
-fn measure(
-    network: &Subnet,
-    frontend: &Frontend,
-    batch: usize,
-    peak: f64,
-    options: &Options,
-    device: &Device,
-) -> anyhow::Result<Measurement> {
+fn measure(options: &Options, case: usize, common: &Common) -> anyhow::Result<Measurement> {
+    let device = common.open()?;
+    let batch = options.batch[case % options.batch.len()];
+    let architecture =
+        options.architecture.get(case / options.batch.len()).context("no such case")?;
+    let network = network(architecture, &device)?;
+    let frontend = Frontend::new(FrontendConfig::default())?;
     let samples = (options.seconds * f64::from(frontend.rate_hz())).round() as usize;
     let recordings: Vec<Vec<f32>> = (0..batch as u64)
         .map(|index| {
@@ -122,50 +144,67 @@ fn measure(
             (0..samples).map(|_| 0.1 * stream.normal() as f32).collect()
         })
         .collect();
-    let features = frontend.batch(&recordings, device)?;
-    reset_peak_memory();
-    network.forward(&features, false)?;
-    let frontend_s = median_s(options.runs, || Ok(frontend.batch(&recordings, device)?))?;
-    let network_s = median_s(options.runs, || Ok(network.forward(&features, false)?))?;
+
+    let features = frontend.batch(&recordings, &device)?;
+    let frontend_s = median(times_s(options.runs, || Ok(frontend.batch(&recordings, &device)?))?);
+    let network_s = median(times_s(options.runs, || Ok(network.forward(&features, false)?))?);
+    let peak_memory_mb = peak_memory_mb();
+    let peak_gflop_per_s = peak_gflop_per_s(&device, options.runs)?;
+
     let frames = frontend.frames(samples) as u64;
     let gflop = 2e-9 * (cost::macs(network.config(), frames) * batch as u64) as f64;
     Ok(Measurement {
-        architecture: network.config().architecture.to_string(),
+        name: architecture.name().map(str::to_owned),
+        architecture: architecture.to_string(),
         batch,
+        seconds: options.seconds,
+        threads: device::set_threads(common.threads)?,
+        runs: options.runs,
         frontend_ms: 1e3 * frontend_s,
         network_ms: 1e3 * network_s,
         gflop_per_s: gflop / network_s,
-        share_of_peak: gflop / network_s / peak,
+        peak_gflop_per_s,
+        share_of_peak: gflop / network_s / peak_gflop_per_s,
         real_time_factor: (frontend_s + network_s) / (options.seconds * batch as f64),
-        peak_memory_mb: peak_memory_mb(),
+        peak_memory_mb,
     })
+}
+
+/// The network, frozen as in use: an empty checkpoint leaves all its weights random.
+fn network(architecture: &Architecture, device: &Device) -> anyhow::Result<Subnet> {
+    let config = NetworkConfig::published(architecture.clone());
+    let origin = Path::new("random weights");
+    let weights = Weights::loaded(BTreeMap::new(), origin, false, DType::F32, device);
+    Ok(Subnet::new(config, &weights)?)
 }
 
 fn peak_gflop_per_s(device: &Device, runs: usize) -> anyhow::Result<f64> {
     let ones = Tensor::ones((PEAK_ORDER, PEAK_ORDER), DType::F32, device)?;
-    matmul(&ones, &ones)?;
-    let seconds = median_s(runs, || Ok(matmul(&ones, &ones)?))?;
-    Ok(2e-9 * (PEAK_ORDER as f64).powi(3) / seconds)
+    let times = times_s(runs, || Ok(matmul(&ones, &ones)?))?;
+    Ok(2e-9 * (PEAK_ORDER as f64).powi(3) / times[0])
 }
 
-fn median_s<T>(runs: usize, mut job: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<f64> {
-    let mut seconds = vec![];
+/// The times of `runs` runs after one more, in ascending order.
+fn times_s<T>(runs: usize, mut job: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<Vec<f64>> {
+    job()?;
+    let mut times = vec![];
     for _ in 0..runs {
         let start = Instant::now();
         job()?;
-        seconds.push(start.elapsed().as_secs_f64());
+        times.push(start.elapsed().as_secs_f64());
     }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[runs / 2])
+    times.sort_by(f64::total_cmp);
+    Ok(times)
 }
 
-/// Makes the peak start anew, where the system can (Linux).
-fn reset_peak_memory() {
-    let _ = fs::write("/proc/self/clear_refs", "5");
+fn median(sorted: Vec<f64>) -> f64 {
+    let half = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[half] } else { 0.5 * (sorted[half - 1] + sorted[half]) }
 }
 
+/// What the system (Linux) counts as the process's largest resident memory.
 fn peak_memory_mb() -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1e3)
+    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? * 1.024e-3)
 }
