@@ -17,44 +17,70 @@ impl PackedWeight {
     /// The weight of the forward pass: rows are output channels, columns are input channels and
     /// taps.
     pub fn new(weight: View<f32>, geometry: &Geometry) -> Self {
-        let taps: Vec<_> = geometry.taps().collect();
-        Self::gather(geometry.groups, geometry.out_group(), geometry.in_group(), taps.len(), {
-            |group, row, column, tap| {
-                let [d, h, w] = taps[tap];
-                weight.at([group * geometry.out_group() + row, column, d, h, w])
-            }
-        })
+        let [out_stride, in_stride, ..] = weight.strides;
+        let rows = Axis { len: geometry.out_group(), stride: out_stride };
+        let columns = Axis { len: geometry.in_group(), stride: in_stride };
+        Self::pack(weight, geometry, rows, columns, &tap_offsets(&weight, geometry))
     }
 
     /// The weight of the convolution, of step 1, that computes the input gradient: rows are input
     /// channels, columns are output channels and taps, backwards.
     pub fn backwards(weight: View<f32>, geometry: &Geometry) -> Self {
-        let taps: Vec<_> = geometry.taps().collect();
-        Self::gather(geometry.groups, geometry.in_group(), geometry.out_group(), taps.len(), {
-            |group, row, column, tap| {
-                let [d, h, w] = taps[taps.len() - 1 - tap];
-                weight.at([group * geometry.out_group() + column, row, d, h, w])
-            }
-        })
+        let [out_stride, in_stride, ..] = weight.strides;
+        let rows = Axis { len: geometry.in_group(), stride: in_stride };
+        let columns = Axis { len: geometry.out_group(), stride: out_stride };
+        let mut taps = tap_offsets(&weight, geometry);
+        taps.reverse();
+        Self::pack(weight, geometry, rows, columns, &taps)
     }
 
-    fn gather(
-        groups: usize,
-        rows: usize,
-        columns: usize,
-        taps: usize,
-        at: impl Fn(usize, usize, usize, usize) -> f32,
+    fn pack(
+        weight: View<f32>,
+        geometry: &Geometry,
+        rows: Axis,
+        columns: Axis,
+        taps: &[usize],
     ) -> Self {
-        let mut matrix = vec![0.0; rows * columns * taps];
-        let pack = |group| {
-            for (index, element) in matrix.iter_mut().enumerate() {
-                let (row, rest) = (index / (columns * taps), index % (columns * taps));
-                *element = at(group, row, rest / taps, rest % taps);
-            }
-            PackedLeft::new(Matrix::row_major(&matrix, rows, columns * taps))
+        // How far apart neighbours in a row lie, channels and taps together, when all are equally
+        // far: then the weight is packed from where it is.
+        let in_order = taps.iter().copied().eq(0..taps.len());
+        let joint_stride = match taps.len() {
+            1 => Some(columns.stride),
+            count if in_order && (columns.len == 1 || columns.stride == count) => Some(1),
+            _ => None,
         };
-        Self((0..groups).map(pack).collect())
+        let count = columns.len * taps.len();
+        let pack = |group| {
+            let data = weight.channel(group * geometry.out_group(), 0);
+            if let Some(column_stride) = joint_stride {
+                let (rows, row_stride) = (rows.len, rows.stride);
+                let columns = count;
+                return PackedLeft::new(Matrix { data, rows, columns, row_stride, column_stride });
+            }
+            let mut matrix = Vec::with_capacity(rows.len * count);
+            for row in 0..rows.len {
+                for column in 0..columns.len {
+                    let channel = &data[row * rows.stride + column * columns.stride..];
+                    matrix.extend(taps.iter().map(|&tap| channel[tap]));
+                }
+            }
+            PackedLeft::new(Matrix::row_major(&matrix, rows.len, count))
+        };
+        Self((0..geometry.groups).map(pack).collect())
     }
+}
+
+/// Channels along one side of a weight.
+#[derive(Clone, Copy)]
+struct Axis {
+    len: usize,
+    stride: usize,
+}
+
+/// Where the taps of a channel of the weight lie, from its first.
+fn tap_offsets(weight: &View<f32>, geometry: &Geometry) -> Vec<usize> {
+    let [_, _, d_stride, h_stride, w_stride] = weight.strides;
+    geometry.taps().map(|[d, h, w]| d * d_stride + h * h_stride + w * w_stride).collect()
 }
 
 /// How the column matrix is read.
