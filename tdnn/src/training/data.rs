@@ -287,7 +287,9 @@ mod tests {
         let data = data(&stage(""));
         let used = used_samples(&data.recordings, 0, true).unwrap();
         assert!(used.iter().all(|range| range.start > 12_000), "{used:?}");
-        assert_eq!(used_samples(&data.recordings, 0, false).unwrap(), [0..32_000]);
+        let all: Vec<usize> =
+            used_samples(&data.recordings, 0, false).unwrap().into_iter().flatten().collect();
+        assert!(all.into_iter().eq(0..32_000));
         let example = |number| data.example(0, number, 0).unwrap().features;
         assert_eq!(example(3), example(3));
         assert_ne!(example(3), example(4));
