@@ -152,6 +152,8 @@ fn a_model_keeps_the_cohort_that_it_was_calibrated_with() {
     let readers = ["--where", "speaker=librivox_reader", "--out", "reader.npy", "--json"];
     let reader = place.run(["embed", &list].iter().chain(&readers)).success().json();
     assert_eq!(reader["embeddings"], 5);
+    let one = ["embed", &media("librivox/0870.flac"), "--out", "one.npy", "--where", "speaker=x"];
+    place.run(one).failure(2, &["--where", "list"]);
     let calibrate = ["calibrate", "--trials", &trials, "--root", &folder];
     let normalised = ["--cohort", "cohort.safetensors", "--top", "3", "--out", "model.safetensors"];
     place.run(calibrate.iter().chain(&normalised)).success();

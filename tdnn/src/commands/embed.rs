@@ -129,6 +129,10 @@ fn utterances(options: &Options) -> anyhow::Result<Vec<Utterance>> {
             .and_then(|ending| ending.to_str())
             .is_some_and(|ending| ["scp", "tsv", "jsonl", "json", "txt"].contains(&ending));
     if !is_list {
+        if !options.filters.is_empty() || options.per_speaker {
+            let message = "--where and --per-speaker go with a list of recordings".to_owned();
+            return Err(Error::Argument(message).into());
+        }
         let id = options.input.display().to_string();
         return Ok(vec![Utterance { id, path: options.input.clone(), ..Utterance::default() }]);
     }

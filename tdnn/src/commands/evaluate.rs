@@ -16,6 +16,7 @@ use shared::eval::verification::{
 use shared::files::{read_text, write_atomic};
 use shared::limits::Limits;
 use shared::report::{Axis, Page, Plot, Table};
+use tdnn::Verifier;
 use tdnn::score_file::ScoreFile;
 
 use super::model;
@@ -116,11 +117,20 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         Some(path) => references(path, &limits)?,
         None => vec![],
     };
+    let speakers = match &options.speakers {
+        Some(table) => Some(Manifest::read(table, options.scoring.root.as_deref(), &limits)?),
+        None => None,
+    };
+    let verifier = options.scoring.verifier(common)?;
     let evaluations: Vec<Evaluation> = options
         .trials
         .iter()
-        .map(|list| evaluate(list, &references, options, common))
-        .collect::<Result<_, _>>()?;
+        .map(|list| {
+            let mut evaluation = evaluate(list, &verifier, speakers.as_ref(), options, common)?;
+            evaluation.metrics.set_references(&references);
+            Ok(evaluation)
+        })
+        .collect::<anyhow::Result<_>>()?;
     let mut table = Table::new([
         "list",
         "targets",
@@ -150,41 +160,28 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
 
 fn evaluate(
     list: &Path,
-    references: &[Reference],
+    verifier: &Verifier,
+    speakers: Option<&Manifest>,
     options: &Options,
     common: &Common,
 ) -> anyhow::Result<Evaluation> {
     let limits = options.scoring.model.limits();
     let (trials, labels) = trials::labelled(list, &limits)?;
-    let (scores, calibration) = match &options.scores {
+    // A speaker that is missing is better found before listening.
+    let pairs = speakers
+        .map(|manifest| speaker_pairs(manifest, options.scoring.root(list), &trials))
+        .transpose()?;
+    let scores = match &options.scores {
         Some(path) => {
             let file = ScoreFile::read(path, &limits)?;
             file.check(&trials).with_context(|| path.display().to_string())?;
-            (file.scores(), options.scoring.model.load()?.card.calibration)
+            file.scores()
         }
-        None => {
-            let verifier = options.scoring.verifier(common)?;
-            let scratch = tempfile::tempdir().context("temporary folder")?;
-            let store = scratch.path().join("embeddings");
-            let scores =
-                options.scoring.score(&verifier, list, &trials, Some(store.as_path()), common)?;
-            (scores, verifier.calibration())
-        }
+        None => options.scoring.score(verifier, list, &trials, None, common)?,
     };
-    let pairs = match &options.speakers {
-        Some(table) => Some(speakers(table, list, &trials, options)?),
-        None => None,
-    };
-    let mut metrics = measure(list, pairs.as_deref(), &scores, &labels, calibration, options)
+    let calibration = verifier.calibration();
+    let metrics = measure(list, pairs.as_deref(), &scores, &labels, calibration, options)
         .with_context(|| list.display().to_string())?;
-    let name = metrics.name();
-    metrics.references = references
-        .iter()
-        .filter_map(|reference| {
-            let rate = reference.equal_error_rate_percent.get(&name)?;
-            Some((reference.system.clone(), *rate))
-        })
-        .collect();
     let det = Trials::new(&scores, &labels)?.det_curve(0.01);
     Ok(Evaluation { metrics, det, scores, labels })
 }
@@ -194,24 +191,22 @@ fn references(path: &Path, limits: &Limits) -> anyhow::Result<Vec<Reference>> {
     serde_json::from_str(&text).with_context(|| path.display().to_string())
 }
 
-/// The speakers of both recordings of each trial, as the list `table` has them.
-fn speakers(
-    table: &Path,
-    list: &Path,
+/// The speakers of both recordings of each trial, as `manifest` has them; the paths of the trials
+/// start at `root`.
+fn speaker_pairs<'a>(
+    manifest: &'a Manifest,
+    root: &Path,
     trials: &TrialList,
-    options: &Options,
-) -> anyhow::Result<Vec<(String, String)>> {
-    let root = options.scoring.root(list);
-    let table_root = options.scoring.root.as_deref();
-    let manifest = Manifest::read(table, table_root, &options.scoring.model.limits())?;
+) -> anyhow::Result<Vec<(&'a str, &'a str)>> {
     let known: HashMap<&Path, &str> = manifest
         .utterances
         .iter()
         .filter_map(|utterance| Some((utterance.path.as_path(), utterance.speaker.as_deref()?)))
         .collect();
     let speaker = |name: &str| {
-        known.get(root.join(name).as_path()).map(|speaker| (*speaker).to_owned()).ok_or_else(|| {
-            Error::Argument(format!("{}: no speaker for recording {name}", table.display()))
+        known.get(root.join(name).as_path()).copied().ok_or_else(|| {
+            let table = manifest.source.display();
+            Error::Argument(format!("{table}: no speaker for recording {name}"))
         })
     };
     trials.pairs().map(|(a, b)| Ok((speaker(a)?, speaker(b)?))).collect()
@@ -240,7 +235,7 @@ fn comparison(evaluations: &[Evaluation], references: &[Reference]) -> Table {
 
 fn measure(
     list: &Path,
-    speakers: Option<&[(String, String)]>,
+    speakers: Option<&[(&str, &str)]>,
     scores: &[f64],
     labels: &[bool],
     calibration: Option<Calibration>,
@@ -254,9 +249,7 @@ fn measure(
     };
     let bootstrap =
         Bootstrap { resamples: options.resamples, seed: options.seed, ..Bootstrap::default() };
-    let speakers: Option<Vec<(&str, &str)>> =
-        speakers.map(|pairs| pairs.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect());
-    let unit = speakers.as_deref().map_or(Unit::Trials, Unit::Speakers);
+    let unit = speakers.map_or(Unit::Trials, Unit::Speakers);
     let intervals = bootstrap.intervals(scores, labels, unit, figures)?;
     let [eer, min_01, min_05] =
         std::array::from_fn(|i| Figure { value: figures(&trials)[i], interval: intervals[i] });
@@ -300,6 +293,18 @@ impl Metrics {
             self.cllr.map_or_else(|| "-".to_owned(), cost),
             format!("{:.3}", self.min_cllr),
         ]
+    }
+
+    /// Puts the error rates of other systems on this list beside.
+    fn set_references(&mut self, references: &[Reference]) {
+        let name = self.name();
+        self.references = references
+            .iter()
+            .filter_map(|reference| {
+                let rate = reference.equal_error_rate_percent.get(&name)?;
+                Some((reference.system.clone(), *rate))
+            })
+            .collect();
     }
 
     /// The list's file name without its ending.
