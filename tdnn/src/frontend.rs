@@ -125,8 +125,13 @@ impl Frontend {
     /// [`Error::TooShort`].
     pub fn features(&self, samples: &[f32]) -> Result<Vec<f32>> {
         let mut features = self.log_bands(samples)?;
-        instance_norm(&mut features, self.frames(samples.len()), self.config.norm_eps);
+        self.normalise(&mut features);
         Ok(features)
+    }
+
+    /// Makes features of what [`Self::log_bands`] gives, in place.
+    pub fn normalise(&self, log_bands: &mut [f32]) {
+        instance_norm(log_bands, log_bands.len() / self.bands(), self.config.norm_eps);
     }
 
     /// The features `[B, bands, frames]` of recordings of equal length. Each is what it would be

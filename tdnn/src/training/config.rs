@@ -1,7 +1,7 @@
 //! What a training run does.
 
 use serde::{Deserialize, Serialize};
-use shared::data::augment::{AugmentConfig, MaskConfig, Speed};
+use shared::data::augment::{AugmentConfig, Formants, MaskConfig, Speed};
 use shared::train::{AdamConfig, Rule, Schedule};
 use shared::{Error, Result};
 
@@ -31,6 +31,9 @@ pub struct TrainConfig {
     /// Speeds at which all recordings are played; each other than 1 makes further speakers, for it
     /// changes the voice (Yamamoto et al. 2019).
     pub speeds: Vec<f64>,
+    /// Factors on the frequencies of the formants, for each speed; each other than 1 makes further
+    /// speakers in the same way.
+    pub formants: Vec<f64>,
     /// Changes to the recordings; absent for none.
     pub augmentation: Option<AugmentConfig>,
     /// Factor on the cosines of AAM-softmax.
@@ -85,6 +88,7 @@ impl Default for TrainConfig {
             examples_per_speaker: 4,
             detect_speech: true,
             speeds: vec![1.0, 0.9, 1.1],
+            formants: vec![1.0],
             augmentation: Some(AugmentConfig::default()),
             scale: 30.0,
             rule: Rule::Adam(AdamConfig { weight_decay: 2e-5, ..AdamConfig::default() }),
@@ -123,8 +127,14 @@ impl TrainConfig {
         for speed in &self.speeds {
             Speed::new(*speed)?;
         }
-        if self.batch < 2 || self.examples_per_speaker == 0 || self.speeds.is_empty() {
-            return wrong("batch must be at least 2, examples_per_speaker and speeds at least 1");
+        for factor in &self.formants {
+            Formants::new(*factor, &self.frontend.log_mel.mel, frontend.rate_hz())?;
+        }
+        if self.speeds.is_empty() || self.formants.is_empty() {
+            return wrong("speeds and formants must have a factor each");
+        }
+        if self.batch < 2 || self.examples_per_speaker == 0 {
+            return wrong("batch must be at least 2, examples_per_speaker at least 1");
         }
         if !(self.scale > 0.0 && self.scale.is_finite()) {
             return wrong("scale must be positive");

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use shared::data::augment::{Augmenter, Speed, spec_augment};
+use shared::data::augment::{Augmenter, Formants, Speed, spec_augment};
 use shared::data::{
     AudioCache, Loader, LoaderOptions, Position, SpeakerIndex, random_crop, to_f32,
 };
@@ -20,7 +20,8 @@ use crate::frontend::Frontend;
 pub struct Example {
     /// `[bands, frames]` in row-major order.
     pub features: Vec<f32>,
-    /// Number of the speaker, each speed counting as further speakers.
+    /// Number of the speaker, each speed and each factor of the formants counting as further
+    /// speakers.
     pub label: u32,
 }
 
@@ -35,6 +36,7 @@ pub struct TrainingData {
     speakers: Vec<Vec<usize>>,
     augmenter: Option<Augmenter>,
     speeds: Vec<Speed>,
+    formants: Vec<Formants>,
 }
 
 impl TrainingData {
@@ -81,12 +83,18 @@ impl TrainingData {
             })
             .transpose()?;
         let speeds = config.speeds.iter().map(|speed| Speed::new(*speed)).collect::<Result<_>>()?;
-        Ok(Self { config, frontend, recordings, speech, speakers, augmenter, speeds })
+        let mel = &config.frontend.log_mel.mel;
+        let formants = config
+            .formants
+            .iter()
+            .map(|factor| Formants::new(*factor, mel, frontend.rate_hz()))
+            .collect::<Result<_>>()?;
+        Ok(Self { config, frontend, recordings, speech, speakers, augmenter, speeds, formants })
     }
 
-    /// Classes to tell apart: speakers times speeds.
+    /// Classes to tell apart: speakers times speeds times factors of the formants.
     pub fn classes(&self) -> usize {
-        self.speakers.len() * self.speeds.len()
+        self.speakers.len() * self.speeds.len() * self.formants.len()
     }
 
     /// The classes of the examples of an epoch of `stage`.
@@ -148,7 +156,8 @@ impl TrainingData {
         let crop_samples = settings.crop_samples(self.frontend.rate_hz());
         let purpose = format!("training example of stage {stage}");
         let mut stream = Stream::new(self.config.seed, &purpose, number);
-        let (speed, speaker) = (label / self.speakers.len(), label % self.speakers.len());
+        let (copy, speaker) = (label / self.speakers.len(), label % self.speakers.len());
+        let (formants, speed) = (copy / self.speeds.len(), copy % self.speeds.len());
         let mut samples = self.piece(speaker, speed, crop_samples, &mut stream)?;
         // A draw that cannot fail is not made.
         let mut chosen = || settings.augmented >= 1.0 || stream.uniform() < settings.augmented;
@@ -159,7 +168,11 @@ impl TrainingData {
                 self.piece(other, speed, length, stream).ok()
             });
         }
-        let mut features = self.frontend.features(&samples)?;
+        let mut features = self.frontend.log_bands(&samples)?;
+        if let Some(formants) = self.formants.get(formants) {
+            formants.apply(&mut features);
+        }
+        self.frontend.normalise(&mut features);
         if let Some(mask) = settings.mask {
             spec_augment(&mut features, self.frontend.bands(), mask, &mut stream);
         }

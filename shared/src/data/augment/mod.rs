@@ -3,6 +3,7 @@
 //! nothing else, and keep the length.
 
 mod channel;
+mod formants;
 mod mask;
 mod noise;
 mod reverb;
@@ -16,6 +17,7 @@ use crate::rng::Stream;
 use crate::{Error, Result};
 
 pub use channel::{clip, mu_law, shape_spectrum};
+pub use formants::Formants;
 pub use mask::{MaskConfig, mask_range, spec_augment};
 pub use noise::{Mix, add_noises, coloured_noise, level_db};
 pub use reverb::{convolve, synthetic_impulse_response, with_unit_energy};
