@@ -16,6 +16,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::device::{self, DeviceName};
+use crate::kernels::isa;
 use crate::{Error, Result};
 
 /// Options that every command takes.
@@ -39,9 +40,10 @@ impl Common {
     /// Sets the number of threads and opens the device.
     ///
     /// # Errors
-    /// When either cannot be had.
+    /// When either cannot be had, or not the instruction set that [`isa::VARIABLE`] names.
     pub fn open(&self) -> Result<Device> {
         device::set_threads(self.threads)?;
+        isa::chosen()?;
         self.device.open()
     }
 

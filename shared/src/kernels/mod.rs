@@ -8,6 +8,7 @@ pub mod attention;
 pub mod attentive_statistics;
 pub mod conv;
 pub(crate) mod gemm;
+pub mod isa;
 pub mod linear;
 pub mod norm;
 pub mod pool;

@@ -4,6 +4,8 @@ use candle_core::WithDType;
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdIterable, SimdOp};
 
+use crate::kernels::isa::dispatch;
+
 /// Elements that are summed in f32 before the sum is passed on in f64.
 const PIECE: usize = 2048;
 
@@ -57,13 +59,13 @@ impl Real for f32 {
     }
 
     fn largest(x: &[Self]) -> Self {
-        Largest(x).dispatch()
+        dispatch(Largest(x))
     }
 
     fn sums(x: &[Self], p: Self, y: &[Self], q: Self) -> [f64; 2] {
         let pieces = x.chunks(PIECE).zip(y.chunks(PIECE));
         pieces.fold([0.0; 2], |total, (x, y)| {
-            let sums = Sums { x, p, y, q }.dispatch();
+            let sums = dispatch(Sums { x, p, y, q });
             [total[0] + f64::from(sums[0]), total[1] + f64::from(sums[1])]
         })
     }

@@ -1,7 +1,7 @@
 //! Loops compiled for the vector instructions of the processor at hand.
 
 /// Defines a function over f32 or f64 that is compiled several times, for AVX-512, AVX2 and the
-/// baseline, and picks the best that the processor has when it is called. The functions that its
+/// baseline, and picks the one that is in use (see [`super::isa`]) when it is called. The functions that its
 /// loops call must be `#[inline(always)]`, or tiny.
 ///
 /// Rust never fuses or reorders floating-point operations by itself, so that the results are the
@@ -27,12 +27,13 @@ macro_rules! vectorised {
                 fn avx2<$($lifetime,)? T: Real>($($argument: $type),*) $(-> $result)? {
                     baseline($($argument),*)
                 }
-                if $crate::kernels::vectorised::has_avx512() {
+                let set = $crate::kernels::isa::instruction_set();
+                if set >= $crate::kernels::isa::InstructionSet::Avx512 {
                     // SAFETY: the processor has the instructions that `avx512` is compiled to.
                     #[allow(unsafe_code)]
                     return unsafe { avx512($($argument),*) };
                 }
-                if is_x86_feature_detected!("avx2") {
+                if set >= $crate::kernels::isa::InstructionSet::Avx2 {
                     // SAFETY: the processor has the instructions that `avx2` is compiled to.
                     #[allow(unsafe_code)]
                     return unsafe { avx2($($argument),*) };
@@ -43,13 +44,3 @@ macro_rules! vectorised {
     )*};
 }
 pub(crate) use vectorised;
-
-/// Whether the processor has the AVX-512 instructions that server and recent desktop processors
-/// have in common.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
-}

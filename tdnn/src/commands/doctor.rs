@@ -4,6 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use shared::cli::Common;
 use shared::device;
+use shared::kernels::isa::{self, InstructionSet};
 use shared::limits::Limits;
 use tdnn::Verifier;
 
@@ -22,6 +23,8 @@ struct Outcome {
     device: String,
     threads: usize,
     instruction_sets: Vec<&'static str>,
+    /// Of the sets that kernels are compiled for, the one that is used.
+    kernels: &'static str,
     ffmpeg: Option<String>,
     model: String,
     /// Cosine of the embedding of a synthetic signal with the one stored in the model.
@@ -37,16 +40,20 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         device: format!("{:?}", opened.location()),
         threads: device::set_threads(common.threads)?,
         instruction_sets: device::instruction_sets(),
+        kernels: isa::chosen()?.name(),
         ffmpeg: device::ffmpeg_version(),
         model: model::name(options.model.as_deref()),
         self_test: model.self_test(verifier.embedder())?,
     };
+    let kernels: Vec<_> = InstructionSet::available().map(InstructionSet::name).collect();
     let text = format!(
-        "tdnn            {}\ndevice          {}\nthreads         {}\ninstructions    {}\nFFmpeg          {}\nmodel           {}\nself-test       passed, cosine {:.6}",
+        "tdnn            {}\ndevice          {}\nthreads         {}\ninstructions    {}\nkernels         {} of {}\nFFmpeg          {}\nmodel           {}\nself-test       passed, cosine {:.6}",
         outcome.version,
         outcome.device,
         outcome.threads,
         outcome.instruction_sets.join(", "),
+        outcome.kernels,
+        kernels.join(", "),
         outcome.ffmpeg.as_deref().unwrap_or("not in this build (feature `video`); Opus needs it"),
         outcome.model,
         outcome.self_test

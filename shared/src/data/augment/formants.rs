@@ -89,9 +89,8 @@ fn source_hz(hertz: f64, factor: f64, nyquist_hz: f64) -> f64 {
 
 /// Element `[row, column]` of the projection of `bands` values onto their lowest cosines.
 fn smoothing(row: usize, column: usize, bands: usize) -> f64 {
-    let cosine = |k: usize, place: usize| {
-        (PI * k as f64 * (place as f64 + 0.5) / bands as f64).cos()
-    };
+    let cosine =
+        |k: usize, place: usize| (PI * k as f64 * (place as f64 + 0.5) / bands as f64).cos();
     (0..SMOOTH_COSINES.min(bands))
         .map(|k| {
             let norm = if k == 0 { 1.0 } else { 2.0 } / bands as f64;

@@ -10,6 +10,7 @@ use super::functions::{
     Smooth, gelu, gelu_derivative, relu, relu_derivative, sigmoid, sigmoid_derivative, silu,
     silu_derivative, tanh_derivative,
 };
+use crate::kernels::isa::dispatch;
 use crate::kernels::parallel::write_rows;
 use crate::kernels::rows::Rows;
 
@@ -17,7 +18,7 @@ use crate::kernels::rows::Rows;
 pub(super) fn forward<T: Smooth>(x: &Rows<T>, activation: Activation) -> Vec<T> {
     fn map<T: Smooth>(x: &Rows<T>, function: impl Fn(T) -> T + Copy + Sync) -> Vec<T> {
         let work =
-            |row: usize, y: &mut [MaybeUninit<T>]| Map { x: x.row(row), y, function }.dispatch();
+            |row: usize, y: &mut [MaybeUninit<T>]| dispatch(Map { x: x.row(row), y, function });
         // SAFETY: a row of `x` has as many elements as one of the result.
         unsafe { write_rows(x.count(), x.len(), work) }
     }
@@ -35,11 +36,11 @@ pub(super) fn forward<T: Smooth>(x: &Rows<T>, activation: Activation) -> Vec<T> 
 pub(crate) fn activate_in_place<T: Smooth>(activation: Activation, x: &mut [T]) {
     match activation {
         Activation::Identity => {}
-        Activation::Relu => MapInPlace { x, function: relu }.dispatch(),
-        Activation::Silu => MapInPlace { x, function: silu }.dispatch(),
-        Activation::Gelu => MapInPlace { x, function: gelu }.dispatch(),
-        Activation::Tanh => MapInPlace { x, function: T::tanh }.dispatch(),
-        Activation::Sigmoid => MapInPlace { x, function: sigmoid }.dispatch(),
+        Activation::Relu => dispatch(MapInPlace { x, function: relu }),
+        Activation::Silu => dispatch(MapInPlace { x, function: silu }),
+        Activation::Gelu => dispatch(MapInPlace { x, function: gelu }),
+        Activation::Tanh => dispatch(MapInPlace { x, function: T::tanh }),
+        Activation::Sigmoid => dispatch(MapInPlace { x, function: sigmoid }),
     }
 }
 
@@ -52,7 +53,7 @@ pub(super) fn gradient<T: Smooth>(point: &Rows<T>, dy: &Rows<T>, activation: Act
         derivative: impl Fn(T) -> T + Copy + Sync,
     ) -> Vec<T> {
         let work = |row: usize, dx: &mut [MaybeUninit<T>]| {
-            Product { point: point.row(row), dy: dy.row(row), dx, derivative }.dispatch();
+            dispatch(Product { point: point.row(row), dy: dy.row(row), dx, derivative });
         };
         // SAFETY: the rows of all three have the same number of elements.
         unsafe { write_rows(point.count(), point.len(), work) }

@@ -1,6 +1,9 @@
 //! Arranging matrices into the panels that tiles read.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::isa::{InstructionSet, instruction_set};
+
 /// A matrix in any layout: the element of row `r` and column `c` is
 /// `data[r * row_stride + c * column_stride]`.
 #[derive(Clone, Copy)]
@@ -80,7 +83,7 @@ pub(crate) fn arrange(matrix: Matrix, height: usize, out: &mut [f32]) {
 
 fn arrange_panel(part: Matrix, height: usize, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if part.column_stride == 1 && is_x86_feature_detected!("avx2") {
+    if part.column_stride == 1 && instruction_set() >= InstructionSet::Avx2 {
         // SAFETY: the instructions are there, and `arrange` checked the sizes.
         unsafe { transpose_panel(part, height, out) };
         return;

@@ -15,6 +15,7 @@ use std::ops::Range;
 use rten_simd::ops::BitOps;
 use rten_simd::{Isa, SimdOp};
 
+use crate::kernels::isa::dispatch;
 pub(crate) use arrange::{Matrix, SLACK, arrange};
 pub(crate) use product::{products, products_with};
 use tile::{Left, MAX_VECTORS};
@@ -43,7 +44,7 @@ impl TileSize {
                 TileSize { rows: tile::max_rows(isa), columns: MAX_VECTORS * isa.f32().len() }
             }
         }
-        Size.dispatch()
+        dispatch(Size)
     }
 
     /// Rows of a panel: the fewest tiles for `rows` rows, all about equally high.
@@ -207,5 +208,5 @@ pub(crate) unsafe fn multiply(
             }
         }
     }
-    Multiply { left, right, columns, start, output, buffer }.dispatch();
+    dispatch(Multiply { left, right, columns, start, output, buffer });
 }
