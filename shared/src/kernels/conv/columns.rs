@@ -16,6 +16,27 @@ pub(super) fn shifted_rows(geometry: &Geometry, channel_stride: usize) -> Vec<us
         .collect()
 }
 
+/// Copies `len` elements of each channel of a group, from `position` on, with zeros where there is
+/// no signal, to `out` `[C/g, len]`.
+pub(super) fn copy_padded(
+    data: &[f32],
+    channel_stride: usize,
+    geometry: &Geometry,
+    position: isize,
+    len: usize,
+    out: &mut [f32],
+) {
+    let before = position.clamp(-(len as isize), 0).unsigned_abs();
+    let first = position.max(0) as usize;
+    let inner = (len - before).min(geometry.input[2].saturating_sub(first));
+    for (channel, out) in out.chunks_exact_mut(len).enumerate() {
+        out[..before].fill(0.0);
+        out[before..before + inner]
+            .copy_from_slice(&data[channel * channel_stride + first..][..inner]);
+        out[before + inner..].fill(0.0);
+    }
+}
+
 /// A column matrix that is gathered a panel at a time.
 pub(super) struct Patches<'a> {
     /// The input's elements from the first of the group's first channel on.

@@ -1,17 +1,23 @@
-//! Convolution in `f32`: packed weights times the virtual column matrix.
+//! Convolution in `f32`: packed weights times the virtual column matrix, or [`winograd`].
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
 
-use super::columns::{PatchPlan, shifted_rows};
+use super::columns::{PatchPlan, copy_padded, shifted_rows};
 use super::view::View;
+use super::winograd::{self, Tiles, TransformedKernel};
 use super::{Geometry, scatter};
 use crate::kernels::activation::{Activation, activate_in_place};
 use crate::kernels::gemm::{Matrix, Output, PackedLeft, Rows, Start, TileSize, multiply, threads};
 
-/// A weight, arranged for the tiles: one left matrix for each group.
+/// A weight, arranged for the tiles.
 #[derive(Debug)]
-pub(crate) struct PackedWeight(Vec<PackedLeft>);
+pub(crate) enum PackedWeight {
+    /// A left matrix for each group.
+    Groups(Vec<PackedLeft>),
+    /// Transformed.
+    Winograd(TransformedKernel),
+}
 
 impl PackedWeight {
     /// The weight of the forward pass: rows are output channels, columns are input channels and
@@ -20,7 +26,8 @@ impl PackedWeight {
         let [out_stride, in_stride, ..] = weight.strides;
         let rows = Axis { len: geometry.out_group(), stride: out_stride };
         let columns = Axis { len: geometry.in_group(), stride: in_stride };
-        Self::pack(weight, geometry, rows, columns, &tap_offsets(&weight, geometry))
+        let taps = tap_offsets(&weight, geometry);
+        Self::pack(weight, geometry, rows, columns, &taps, Tiles::of(geometry))
     }
 
     /// The weight of the convolution, of step 1, that computes the input gradient: rows are input
@@ -31,7 +38,8 @@ impl PackedWeight {
         let columns = Axis { len: geometry.out_group(), stride: out_stride };
         let mut taps = tap_offsets(&weight, geometry);
         taps.reverse();
-        Self::pack(weight, geometry, rows, columns, &taps)
+        let tiles = geometry.backwards().and_then(|it| Tiles::of(&it));
+        Self::pack(weight, geometry, rows, columns, &taps, tiles)
     }
 
     fn pack(
@@ -40,7 +48,15 @@ impl PackedWeight {
         rows: Axis,
         columns: Axis,
         taps: &[usize],
+        tiles: Option<Tiles>,
     ) -> Self {
+        if let Some(tiles) = tiles {
+            let element = |row: usize, column: usize, tap: usize| {
+                weight.data[row * rows.stride + column * columns.stride + taps[tap]]
+            };
+            let kernel = TransformedKernel::new(tiles, rows.len, columns.len, element);
+            return Self::Winograd(kernel);
+        }
         // How far apart neighbours in a row lie, channels and taps together, when all are equally
         // far: then the weight is packed from where it is.
         let in_order = taps.iter().copied().eq(0..taps.len());
@@ -66,7 +82,7 @@ impl PackedWeight {
             }
             PackedLeft::new(Matrix::row_major(&matrix, rows.len, count))
         };
-        Self((0..geometry.groups).map(pack).collect())
+        Self::Groups((0..geometry.groups).map(pack).collect())
     }
 }
 
@@ -128,6 +144,12 @@ pub(super) fn forward(
     type Scratch = (Vec<f32>, Vec<f32>);
     thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
 
+    let weight = match weight {
+        PackedWeight::Groups(weight) => weight,
+        PackedWeight::Winograd(kernel) => {
+            return winograd::forward(x, kernel, bias, geometry, activation);
+        }
+    };
     let (rows, groups) = (geometry.out_group(), geometry.groups);
     let positions: usize = geometry.output.iter().product();
     let count = geometry.batch * geometry.out_channels * positions;
@@ -147,7 +169,7 @@ pub(super) fn forward(
         let (item, group) = (item / groups, item % groups);
         let part = first..positions.min(first + block);
         let data = x.channel(item, group * geometry.in_group());
-        let left = &weight.0[group];
+        let left = &weight[group];
         let start = bias.map_or(Start::Zero, |bias| Start::RowBias(&bias[group * rows..]));
         SCRATCH.with_borrow_mut(|(panel, signals)| {
             // SAFETY: the tasks write disjoint parts of `y`, which has room for all of them.
@@ -160,6 +182,7 @@ pub(super) fn forward(
                     }
                     Columns::Padded { offsets, len } => {
                         let position = first as isize - geometry.padding_before[2];
+                        signals.resize(geometry.in_group() * len, 0.0);
                         copy_padded(data, x.strides[1], geometry, position, *len, signals);
                         let right = Rows { data: signals, offsets };
                         multiply(left, &right, 0..part.len(), start, output.from(0, first), panel);
@@ -178,28 +201,6 @@ pub(super) fn forward(
     // SAFETY: the tasks wrote all elements.
     unsafe { y.set_len(count) };
     y
-}
-
-/// Copies `len` elements of each channel of a group, from `position` on, with zeros where there is
-/// no signal.
-fn copy_padded(
-    data: &[f32],
-    channel_stride: usize,
-    geometry: &Geometry,
-    position: isize,
-    len: usize,
-    out: &mut Vec<f32>,
-) {
-    let before = position.clamp(-(len as isize), 0).unsigned_abs();
-    let first = position.max(0) as usize;
-    let inner = (len - before).min(geometry.input[2].saturating_sub(first));
-    out.resize(geometry.in_group() * len, 0.0);
-    for (channel, out) in out.chunks_exact_mut(len).enumerate() {
-        out[..before].fill(0.0);
-        out[before..before + inner]
-            .copy_from_slice(&data[channel * channel_stride + first..][..inner]);
-        out[before + inner..].fill(0.0);
-    }
 }
 
 /// Gradient at the input, contiguous, from the gradient `dy` at the output, whose space is

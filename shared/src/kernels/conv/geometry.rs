@@ -165,6 +165,34 @@ impl Geometry {
         is_single(0) && is_single(1)
     }
 
+    /// The axis along which the kernel has all its taps, and the same convolution over time, for
+    /// steps of 1 along an axis that no other leads: neighbours along it are neighbours in time, as
+    /// many elements apart as the axes behind have. Space must be contiguous. A convolution over the
+    /// frames of a video is one over its pixels in this way.
+    pub fn over_time(&self) -> Option<(usize, Self)> {
+        let axis = (0..3).find(|&axis| self.kernel[axis] > 1)?;
+        let is_untouched = |other: usize| {
+            self.kernel[other] == 1
+                && self.padding_before[other] == 0
+                && self.input[other] == self.output[other]
+        };
+        let fits = self.stride == [1; 3]
+            && (0..axis).all(|other| self.input[other] == 1)
+            && (0..3).all(|other| other == axis || is_untouched(other));
+        let inner: usize = self.input[axis + 1..].iter().product();
+        fits.then(|| {
+            let over_time = Self {
+                input: [1, 1, self.input[axis] * inner],
+                kernel: [1, 1, self.kernel[axis]],
+                output: [1, 1, self.output[axis] * inner],
+                dilation: [1, 1, self.dilation[axis] * inner],
+                padding_before: [0, 0, self.padding_before[axis] * inner as isize],
+                ..self.clone()
+            };
+            (axis, over_time)
+        })
+    }
+
     /// Whether each output position depends on the input at the same position alone.
     pub fn is_pointwise(&self) -> bool {
         self.kernel == [1; 3]

@@ -9,6 +9,7 @@ mod scatter;
 mod transpose;
 mod view;
 mod weight_gradient;
+mod winograd;
 
 use candle_core::{DType, Tensor};
 

@@ -1,5 +1,6 @@
 //! Convolution and its gradients as operations of candle's graph.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
@@ -217,6 +218,29 @@ enum Pass<'a> {
 
 type Argument<'a> = (&'a CpuStorage, &'a Layout);
 
+/// Both operands and the geometry, as ones over time where [`Geometry::over_time`] has it.
+fn over_time<'a, 'g>(
+    pass: Pass,
+    a: View<'a, f32>,
+    b: View<'a, f32>,
+    geometry: &'g Geometry,
+) -> (View<'a, f32>, View<'a, f32>, Cow<'g, Geometry>) {
+    let is_contiguous = match pass {
+        Pass::InputGradient => true,
+        Pass::Forward(..) | Pass::WeightGradient => a.is_space_contiguous(geometry.input),
+    };
+    match geometry.over_time().filter(|_| is_contiguous) {
+        Some((axis, signal)) => {
+            let b = match pass {
+                Pass::WeightGradient => b.along(2),
+                Pass::Forward(..) | Pass::InputGradient => b.along(axis),
+            };
+            (a.along(2), b, Cow::Owned(signal))
+        }
+        None => (a, b, Cow::Borrowed(geometry)),
+    }
+}
+
 fn run(
     pass: Pass,
     geometry: &Geometry,
@@ -238,6 +262,8 @@ fn run(
         _ => {
             let (a, b) = (View::new(a.0, a.1)?, View::new(b.0, b.1)?);
             let bias = bias.map(|(bias, layout)| contiguous_slice(bias, layout)).transpose()?;
+            let (a, b, geometry) = &over_time(pass, a, b, geometry);
+            let (a, b) = (*a, *b);
             CpuStorage::F32(match pass {
                 Pass::Forward(activation, Some(packed)) => {
                     fast::forward(a, packed, bias, geometry, activation)

@@ -117,6 +117,8 @@ fn f32_agrees_with_f64_at_the_sizes_of_models() {
         [2, 40, 36, 100, 3, 2, 1, 1],
         [2, 48, 48, 40, 16, 1, 1, 4],
         [2, 33, 33, 50, 5, 1, 1, 33],
+        [19, 6, 12, 70, 4, 1, 2, 3],
+        [3, 5, 9, 40, 3, 1, 1, 1],
     ];
     for [b, c, o, t, k, stride, dilation, groups] in cases {
         let padding = dilation * (k - 1) / 2;
@@ -187,6 +189,72 @@ fn conv3d_gradients_match_finite_differences() {
     check::gradients("conv3d", &shapes, |inputs| {
         conv3d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
     });
+}
+
+#[test]
+fn kernels_along_one_axis_have_their_gradients() {
+    // Frames, lines, columns: neighbours that lie far apart.
+    for kernel in [[3, 1, 1], [1, 3, 1], [1, 1, 3], [2, 1, 1]] {
+        for axis_padding in [(0, 0), (1, 1), (2, 1)] {
+            let padding = kernel.map(|size| if size > 1 { axis_padding } else { (0, 0) });
+            let options = ConvOptions { padding, ..Default::default() };
+            let shapes: [&[usize]; 3] = [&[2, 3, 4, 3, 3], &[&[2, 3], &kernel[..]].concat(), &[2]];
+            check::gradients(&format!("{kernel:?} {options:?}"), &shapes, |inputs| {
+                conv3d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+            });
+        }
+    }
+    let options = ConvOptions { padding: [(4, 4), (0, 0)], dilation: [4, 1], ..Default::default() };
+    check::f32_agrees_with_f64("lines", &[&[2, 9, 30, 12], &[14, 9, 3, 1]], |inputs| {
+        conv2d(&inputs[0], &inputs[1], None, &options)
+    });
+}
+
+#[test]
+fn transformed_kernels_agree_with_f64() {
+    // Enough channels for Winograd's algorithm. In time: dilations below and above the length of a
+    // run, lengths that fill the last tiles and that do not, unequal padding.
+    for (batch, length, dilation, padding, [inputs, outputs]) in [
+        (2, 33, 1, (1, 1), [64, 70]),
+        (1, 400, 3, (3, 3), [70, 64]),
+        (3, 150, 20, (20, 20), [64, 64]),
+        (1, 260, 64, (70, 60), [64, 65]),
+        (2, 3, 1, (0, 0), [64, 64]),
+        (1, 9, 2, (6, 5), [64, 64]),
+    ] {
+        let options = ConvOptions {
+            dilation: [dilation],
+            padding: [padding],
+            activation: Activation::Relu,
+            ..Default::default()
+        };
+        let shapes: [&[usize]; 3] = [&[batch, inputs, length], &[outputs, inputs, 3], &[outputs]];
+        check::f32_agrees_with_f64(&format!("{shapes:?} {options:?}"), &shapes, |inputs| {
+            conv1d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+        });
+    }
+    // Frames and images, odd sizes, all paddings, sizes
+    // beyond a block of tiles and below a tile.
+    let cases = [
+        ([2, 1, 17, 40], [70, 65], [(1, 1), (1, 1)]),
+        ([1, 3, 16, 16], [96, 64], [(0, 0), (2, 1)]),
+        ([2, 2, 7, 5], [64, 75], [(2, 2), (0, 1)]),
+        ([1, 1, 3, 200], [64, 64], [(1, 1), (1, 1)]),
+        ([2, 1, 1, 1], [64, 64], [(1, 1), (1, 1)]),
+        ([1, 1, 4, 4], [67, 64], [(5, 3), (4, 6)]),
+    ];
+    for ([batch, frames, height, width], [inputs, outputs], [lines, columns]) in cases {
+        let options = ConvOptions {
+            padding: [(0, 0), lines, columns],
+            activation: Activation::Relu,
+            ..Default::default()
+        };
+        let shapes: [&[usize]; 3] =
+            [&[batch, inputs, frames, height, width], &[outputs, inputs, 1, 3, 3], &[outputs]];
+        check::f32_agrees_with_f64(&format!("{shapes:?} {options:?}"), &shapes, |inputs| {
+            conv3d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
+        });
+    }
 }
 
 #[test]

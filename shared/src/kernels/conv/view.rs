@@ -36,6 +36,13 @@ impl<'a, T: WithDType> View<'a, T> {
         })
     }
 
+    /// The same elements with the spatial dimension `axis` as the only one; of contiguous space, the
+    /// last is all of it.
+    pub fn along(self, axis: usize) -> Self {
+        let [batch, channels, ..] = self.strides;
+        Self { strides: [batch, channels, 0, 0, self.strides[2 + axis]], ..self }
+    }
+
     /// Elements from the first of item `item` and channel `channel` on.
     pub fn channel(&self, item: usize, channel: usize) -> &'a [T] {
         &self.data[item * self.strides[0] + channel * self.strides[1]..]

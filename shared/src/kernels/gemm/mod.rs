@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod arrange;
+mod dots;
 mod product;
 pub(crate) mod threads;
 mod tile;
@@ -17,6 +18,7 @@ use rten_simd::{Isa, SimdOp};
 
 use crate::kernels::isa::dispatch;
 pub(crate) use arrange::{Matrix, SLACK, arrange};
+pub(crate) use dots::{DotRows, dots};
 pub(crate) use product::{products, products_with};
 use tile::{Left, MAX_VECTORS};
 pub(crate) use tile::{Output, Right, Start};

@@ -5,15 +5,20 @@ use std::cell::RefCell;
 
 use super::threads;
 use super::{
-    Matrix, Output, PackedLeft, PackedRight, RightMatrix, Rows, Start, TileSize, multiply,
+    DotRows, Matrix, Output, PackedLeft, PackedRight, RightMatrix, Rows, Start, TileSize, dots,
+    multiply,
 };
 use crate::kernels::activation::{Activation, activate_in_place};
 
 /// Elements of a left matrix that are packed at once: 512 KiB, half of a usual second-level cache.
 const BLOCK_ELEMENTS: usize = 1 << 17;
 
+/// Most rows on the left whose products are taken row by row: packing the right matrix takes as
+/// long as some five rows of products.
+const MAX_DOT_ROWS: usize = 6;
+
 /// The products of `left[i]` `[M, K]` and `right[i]` `[K, N]`, one after the other in row-major
-/// order: `activation(start + left * right)`.
+/// order: `activation(start + left * right)`, which starts from zero or from a bias a column.
 ///
 /// # Panics
 /// When the matrices of a side differ in size, or the sizes do not fit each other.
@@ -27,6 +32,12 @@ pub(crate) fn products(
     else {
         return vec![];
     };
+    let rows_lie_along_depth = left.iter().all(|matrix| matrix.column_stride == 1)
+        && (row_stride == 1 || depth == 1)
+        && depth > 0;
+    if rows_lie_along_depth && left[0].rows <= MAX_DOT_ROWS {
+        return row_products(left, right, start, activation);
+    }
     if column_stride == 1 || columns == 1 {
         let offsets: Vec<usize> = (0..depth).map(|row| row * row_stride).collect();
         let rows: Vec<Rows> =
@@ -40,6 +51,52 @@ pub(crate) fn products(
         let packed: Vec<&dyn RightMatrix> = packed.iter().map(|packed| packed as _).collect();
         products_with(left, &packed, columns, start, activation)
     }
+}
+
+/// [`products`] of few rows, all of which lie along the depth.
+fn row_products(
+    left: &[Matrix],
+    right: &[Matrix],
+    start: Start,
+    activation: Activation,
+) -> Vec<f32> {
+    assert_eq!(left.len(), right.len());
+    let (Matrix { rows, columns: depth, .. }, columns) = (left[0], right[0].columns);
+    let count = left.len() * rows * columns;
+    let flops = 2 * count * depth;
+    let block = columns.div_ceil(threads::parts(left.len(), flops)).max(1);
+    let blocks = columns.div_ceil(block);
+    let mut out = Vec::with_capacity(count);
+    let output = Output { data: out.as_mut_ptr(), stride: columns };
+    threads::for_each(left.len() * blocks, flops, |task| {
+        let (item, first) = (task / blocks, task % blocks * block);
+        let part = first..columns.min(first + block);
+        let (a, b) = (left[item], right[item]);
+        let left_offsets: Vec<usize> = (0..rows).map(|row| row * a.row_stride).collect();
+        let right_offsets: Vec<usize> = part.clone().map(|c| c * b.column_stride).collect();
+        let a = DotRows { data: a.data, item_stride: 0, offsets: &left_offsets };
+        let b = DotRows { data: b.data, item_stride: 0, offsets: &right_offsets };
+        // SAFETY: the tasks write disjoint parts of `out`, which has room for all of them.
+        unsafe {
+            let output = output.from(item * rows, first);
+            dots(a, b, 1, depth, output);
+            for row in 0..rows {
+                let out = output.data.add(row * output.stride);
+                let out = std::slice::from_raw_parts_mut(out, part.len());
+                match start {
+                    Start::Zero => {}
+                    Start::ColumnBias(bias) => {
+                        out.iter_mut().zip(&bias[part.clone()]).for_each(|(y, bias)| *y += bias);
+                    }
+                    other => unreachable!("products that start from {other:?}"),
+                }
+                activate_in_place(activation, out);
+            }
+        }
+    });
+    // SAFETY: the tasks wrote all elements.
+    unsafe { out.set_len(count) };
+    out
 }
 
 /// [`products`] with right matrices of `columns` columns in a form of their own.

@@ -20,7 +20,7 @@ pub(super) fn max_rows<I: Isa>(isa: I) -> usize {
 }
 
 /// What a tile starts from.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Start<'a> {
     /// Zero.
     Zero,
