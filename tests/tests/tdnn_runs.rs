@@ -211,12 +211,15 @@ fn interrupted_jobs_are_gone_on_with() {
 #[test]
 fn interrupted_training_is_gone_on_with_exactly() {
     let place = Workplace::new("tdnn");
-    place.write(
-        "config.json",
-        r#"{"architecture": "2.16.16.16.3.3.3.24", "batch": 8, "speeds": [1.0],
-            "stages": [{"steps": 40, "crop_s": 0.6, "margin": [0.0, 0.1],
-                        "schedule": {"kind": "constant", "lr": 0.001}}]}"#,
-    );
+    let config = |crop_s: f64| {
+        format!(
+            r#"{{"architecture": "2.16.16.16.3.3.3.24", "batch": 8, "speeds": [1.0],
+                "formants": [1.0, 1.1],
+                "stages": [{{"steps": 40, "crop_s": {crop_s}, "margin": [0.0, 0.1],
+                            "schedule": {{"kind": "constant", "lr": 0.001}}}}]}}"#
+        )
+    };
+    place.write("config.json", config(0.6));
     let list = media("recordings.tsv");
     let train = |out: &'static str| {
         let data = ["train", "--data", &list, "--config", "config.json", "--threads", "1"];
@@ -230,6 +233,10 @@ fn interrupted_training_is_gone_on_with_exactly() {
     let run = Run::of(child.wait_with_output().unwrap());
     run.failure(130, &["interrupted; run the same command again to go on"]);
     assert!(!place.path("cut/model.safetensors").exists());
+    place.write("config.json", config(0.7));
+    let changed = Run::of(train("cut").output().unwrap());
+    changed.failure(2, &["cut/stage-0", "other settings", "\"crop_s\":0.6", "\"crop_s\":0.7"]);
+    place.write("config.json", config(0.6));
     for out in ["cut", "whole"] {
         Run::of(train(out).output().unwrap()).success();
     }

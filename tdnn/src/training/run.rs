@@ -91,9 +91,11 @@ pub fn train(
             save_every: options.save_every,
             keep: NonZeroUsize::MIN,
         };
+        let stage_folder = folder.join(format!("stage-{number}"));
         let mut task = StageTask {
             config,
             number,
+            folder: &stage_folder,
             network: &network,
             head: &head,
             weights: &weights,
@@ -104,7 +106,6 @@ pub fn train(
             loader: None,
             smoothed_loss: f64::NAN,
         };
-        let stage_folder = folder.join(format!("stage-{number}"));
         // A stage that is done restores its weights and has nothing left to run.
         let mut trainer = Trainer::open(
             &stage_folder,
@@ -136,6 +137,8 @@ fn network_state(weights: &Weights) -> BTreeMap<String, Tensor> {
 struct StageTask<'a> {
     config: &'a TrainConfig,
     number: usize,
+    /// Where its checkpoints are.
+    folder: &'a Path,
     network: &'a Subnet,
     head: &'a SpeakerClassifier,
     weights: &'a Weights,
@@ -193,10 +196,25 @@ impl Task for StageTask<'_> {
     }
 
     fn state(&self) -> Value {
-        json!({ "position": self.position, "smoothed_loss": self.smoothed_loss })
+        json!({
+            "settings": self.settings(),
+            "position": self.position,
+            "smoothed_loss": self.smoothed_loss,
+        })
     }
 
     fn restore(&mut self, state: &Value) -> Result<()> {
+        let settings = self.settings();
+        if state["settings"] != settings {
+            return Err(Error::checkpoint(
+                self.folder,
+                format!(
+                    "holds a run with other settings; choose another folder or the same settings\n  \
+                     there: {}\n  now:   {settings}",
+                    state["settings"]
+                ),
+            ));
+        }
         let malformed = |error| Error::Argument(format!("training state: {error}"));
         self.position = serde_json::from_value(state["position"].clone()).map_err(malformed)?;
         self.smoothed_loss = state["smoothed_loss"].as_f64().unwrap_or(f64::NAN);
@@ -205,6 +223,18 @@ impl Task for StageTask<'_> {
 }
 
 impl StageTask<'_> {
+    /// What decides on the examples and the loss; a stage goes on under the same only. It may be
+    /// made longer or shorter.
+    fn settings(&self) -> Value {
+        let mut settings = json!(self.config);
+        let mut stage = settings["stages"][self.number].take();
+        if let Some(stage) = stage.as_object_mut() {
+            stage.remove("steps");
+        }
+        settings["stages"] = stage;
+        settings
+    }
+
     /// `[B, bands, frames]`.
     fn features(&self, examples: Vec<Example>) -> Result<Tensor> {
         let bands = self.data.frontend().bands();

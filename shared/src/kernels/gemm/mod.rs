@@ -13,6 +13,7 @@ mod tile;
 
 use std::ops::Range;
 
+use rayon::prelude::*;
 use rten_simd::ops::BitOps;
 use rten_simd::{Isa, SimdOp};
 
@@ -26,6 +27,9 @@ pub(crate) use tile::{Output, Right, Start};
 /// Depth that a tile walks at once. Of 128 to 2048 the shorter ones lost up to 4 % at depth 512
 /// (the output is read and written once a block), the longer ones gained nothing.
 const DEPTH_BLOCK: usize = 512;
+
+/// Elements of a right matrix that one thread packs at least.
+const MIN_PACKED_ELEMENTS: usize = 1 << 16;
 
 /// Size of a tile of the output.
 #[derive(Clone, Copy, Debug)]
@@ -133,9 +137,15 @@ impl PackedRight {
     /// Packs `matrix`.
     pub fn new(matrix: Matrix) -> Self {
         let panel_width = TileSize::largest().columns;
-        let count = matrix.columns.next_multiple_of(panel_width) * matrix.rows + SLACK;
-        let mut data = vec![0.0; count];
-        arrange(matrix.t(), panel_width, &mut data);
+        let panel_len = panel_width * matrix.rows + SLACK;
+        let mut data = vec![0.0; matrix.columns.div_ceil(panel_width) * panel_len];
+        let pack = |(panel, out): (usize, &mut [f32])| {
+            let first = panel * panel_width;
+            let columns = panel_width.min(matrix.columns - first);
+            arrange(matrix.t().rows_from(first, columns), panel_width, out);
+        };
+        let panels = data.par_chunks_exact_mut(panel_len).enumerate();
+        panels.with_min_len(MIN_PACKED_ELEMENTS.div_ceil(panel_len)).for_each(pack);
         let offsets = (0..matrix.rows).map(|row| row * panel_width).collect();
         Self { data, offsets, panel_width }
     }
@@ -149,8 +159,8 @@ impl RightMatrix for PackedRight {
         _buffer: &'a mut Vec<f32>,
     ) -> Right<'a> {
         // Panels start at multiples of their width, as `multiply` walks them.
-        let panel = columns.start / self.panel_width * self.panel_width * self.offsets.len();
-        let start = panel + columns.start % self.panel_width;
+        let panel_len = self.panel_width * self.offsets.len() + SLACK;
+        let start = columns.start / self.panel_width * panel_len + columns.start % self.panel_width;
         Right::new(&self.data[start..], &self.offsets[depth], columns.len())
     }
 }

@@ -1,10 +1,10 @@
-//! Tiles of 4 elements in time, F(4, 3), which lie as far apart as the kernel's taps: with a dilation
-//! of `d`, the tile with number `n` begins at the element `4 d (n / d) + n % d`.
+//! Tiles of 2 elements in time, F(2, 3), which lie as far apart as the kernel's taps: with a dilation
+//! of `d`, the tile with number `n` begins at the element `2 d (n / d) + n % d`.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use super::{BLOCK_TILES, multiply_places, with_block};
+use super::{BLOCK_TILES, add, multiply_places, subtract, with_block};
 use crate::kernels::activation::{Activation, activate_in_place};
 use crate::kernels::conv::Geometry;
 use crate::kernels::conv::view::View;
@@ -13,27 +13,13 @@ use crate::kernels::real::Real;
 use crate::kernels::vectorised::vectorised;
 
 /// Places in a transformed tile, and elements that a tile depends on.
-const PLACES: usize = 6;
+const PLACES: usize = 4;
 
 /// Elements of a tile.
-const TILE: usize = 4;
+const TILE: usize = 2;
 
 /// Dilations from which on runs of neighbouring tiles are read and written as one piece.
 const MIN_RUN: usize = 16;
-
-/// `G g` of 3 taps.
-pub(super) fn transform_kernel(taps: [f32; 3]) -> [f32; PLACES] {
-    let [a, b, c] = taps.map(f64::from);
-    let places = [
-        a / 4.0,
-        -(a + b + c) / 6.0,
-        -(a - b + c) / 6.0,
-        a / 24.0 + b / 12.0 + c / 6.0,
-        a / 24.0 - b / 12.0 + c / 6.0,
-        c,
-    ];
-    places.map(|place| place as f32)
-}
 
 /// Share of the tiles' elements that are elements of the output: the last tiles may reach beyond.
 pub(super) fn share_of_use(geometry: &Geometry) -> f64 {
@@ -170,17 +156,14 @@ impl Elements {
         length: usize,
         output: Output,
     ) {
-        let [m0, m1, m2, m3, m4, m5] = products;
-        let rows = [
-            ([m0, m1, m2, m3, m4], [1.0, 1.0, 1.0, 1.0, 1.0]),
-            ([m0, m1, m2, m3, m4], [0.0, 1.0, -1.0, 2.0, -2.0]),
-            ([m0, m1, m2, m3, m4], [0.0, 1.0, 1.0, 4.0, 4.0]),
-            ([m5, m1, m2, m3, m4], [1.0, 1.0, -1.0, 8.0, -8.0]),
-        ];
-        for (shift, (products, factors)) in rows.into_iter().enumerate() {
-            let mut elements = [0.0; BLOCK_TILES];
+        let [m0, m1, m2, m3] = products;
+        for shift in 0..TILE {
+            let mut elements = [bias; BLOCK_TILES];
             let elements = &mut elements[..m0.len()];
-            mix(products, factors, bias, elements);
+            match shift {
+                0 => accumulate(m0, m1, m2, elements),
+                _ => accumulate_difference(m1, m2, m3, elements),
+            }
             activate_in_place(activation, elements);
             let shift = shift * self.dilation;
             // SAFETY (both): within the output, as the caller promises.
@@ -204,30 +187,25 @@ impl Elements {
 }
 
 /// Writes `B^T d` of all tiles, place by place.
-fn transform(elements: [&[f32]; PLACES], places: [&mut [f32]; PLACES]) {
-    let [d0, d1, d2, d3, d4, d5] = elements;
-    let inner = [d1, d2, d3, d4, d4];
-    let rows = [
-        ([d0, d2, d4, d4, d4], [4.0, -5.0, 1.0, 0.0, 0.0]),
-        (inner, [-4.0, -4.0, 1.0, 1.0, 0.0]),
-        (inner, [4.0, -4.0, -1.0, 1.0, 0.0]),
-        (inner, [-2.0, -1.0, 2.0, 1.0, 0.0]),
-        (inner, [2.0, -1.0, -2.0, 1.0, 0.0]),
-        ([d1, d3, d5, d5, d5], [4.0, -5.0, 1.0, 0.0, 0.0]),
-    ];
-    for ((elements, factors), place) in rows.into_iter().zip(places) {
-        mix(elements, factors, 0.0, place);
-    }
+fn transform([d0, d1, d2, d3]: [&[f32]; PLACES], [a, b, c, d]: [&mut [f32]; PLACES]) {
+    subtract(d0, d2, a);
+    add(d1, d2, b);
+    subtract(d2, d1, c);
+    subtract(d1, d3, d);
 }
 
 vectorised! {
-    /// Writes the sum of `bias` and of `factors` times `inputs`.
-    fn mix<T: Real>(inputs: [&[T]; 5], factors: [T; 5], bias: T, out: &mut [T]) {
-        let [a, b, c, d, e] = inputs;
-        let [fa, fb, fc, fd, fe] = factors;
-        for (((((out, &a), &b), &c), &d), &e) in out.iter_mut().zip(a).zip(b).zip(c).zip(d).zip(e)
-        {
-            *out = fa * a + (fb * b + fc * c) + (fd * d + fe * e) + bias;
+    /// Adds `a + b + c` to `sum`.
+    fn accumulate<T: Real>(a: &[T], b: &[T], c: &[T], sum: &mut [T]) {
+        for (((sum, &a), &b), &c) in sum.iter_mut().zip(a).zip(b).zip(c) {
+            *sum += a + b + c;
+        }
+    }
+
+    /// Adds `a - b - c` to `sum`.
+    fn accumulate_difference<T: Real>(a: &[T], b: &[T], c: &[T], sum: &mut [T]) {
+        for (((sum, &a), &b), &c) in sum.iter_mut().zip(a).zip(b).zip(c) {
+            *sum += a - b - c;
         }
     }
 }

@@ -1,10 +1,9 @@
-//! Tiles of 2 x 2 elements of a picture, F(2x2, 3x3). The transforms add and subtract only, so that
-//! the error is about twice that of the definition.
+//! Tiles of 2 x 2 elements of a picture, F(2x2, 3x3).
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use super::{BLOCK_TILES, multiply_places, with_block};
+use super::{BLOCK_TILES, add, multiply_places, subtract, transform_taps, with_block};
 use crate::kernels::activation::{Activation, activate_in_place};
 use crate::kernels::conv::Geometry;
 use crate::kernels::conv::view::View;
@@ -17,11 +16,11 @@ const PLACES: usize = 16;
 
 /// `G g G^T` of 3 x 3 taps.
 pub(super) fn transform_kernel(taps: [f32; 9]) -> [f32; PLACES] {
-    let side = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
-    let columns: [[f32; 4]; 3] = std::array::from_fn(|x| side([taps[x], taps[3 + x], taps[6 + x]]));
+    let column = |x: usize| transform_taps([taps[x], taps[3 + x], taps[6 + x]]);
+    let columns = [column(0), column(1), column(2)];
     let mut out = [0.0; PLACES];
     for (y, out) in out.chunks_exact_mut(4).enumerate() {
-        out.copy_from_slice(&side([columns[0][y], columns[1][y], columns[2][y]]));
+        out.copy_from_slice(&transform_taps([columns[0][y], columns[1][y], columns[2][y]]));
     }
     out
 }
@@ -235,18 +234,6 @@ unsafe fn write_run(
 }
 
 vectorised! {
-    fn add<T: Real>(a: &[T], b: &[T], sum: &mut [T]) {
-        for ((sum, &a), &b) in sum.iter_mut().zip(a).zip(b) {
-            *sum = a + b;
-        }
-    }
-
-    fn subtract<T: Real>(a: &[T], b: &[T], difference: &mut [T]) {
-        for ((difference, &a), &b) in difference.iter_mut().zip(a).zip(b) {
-            *difference = a - b;
-        }
-    }
-
     fn add_three<T: Real>(a: &[T], b: &[T], c: &[T], sum: &mut [T]) {
         for (((sum, &a), &b), &c) in sum.iter_mut().zip(a).zip(b).zip(c) {
             *sum = a + b + c;
