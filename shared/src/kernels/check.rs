@@ -7,7 +7,7 @@ use crate::rng::Stream;
 
 /// How an input lies in memory.
 #[derive(Clone, Copy, Debug)]
-enum Form {
+pub(crate) enum Form {
     /// Row-major.
     Contiguous,
     /// A part of a tensor that is larger along every dimension.
@@ -17,7 +17,7 @@ enum Form {
 }
 
 impl Form {
-    const ALL: [Self; 3] = [Self::Contiguous, Self::Narrowed, Self::Transposed];
+    pub(crate) const ALL: [Self; 3] = [Self::Contiguous, Self::Narrowed, Self::Transposed];
 
     /// Shape of the tensor in memory whose [`Form::view`] has the shape `dims`.
     fn stored_dims(self, dims: &[usize]) -> Vec<usize> {
@@ -28,6 +28,11 @@ impl Form {
             _ => {}
         }
         stored
+    }
+
+    /// Normally distributed numbers in this form; the same for the same `index` and shape.
+    pub(crate) fn normal(self, index: u64, dims: &[usize]) -> Tensor {
+        self.view(&normal(index, &self.stored_dims(dims)), dims)
     }
 
     fn view(self, stored: &Tensor, dims: &[usize]) -> Tensor {

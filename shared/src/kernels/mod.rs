@@ -10,6 +10,7 @@ pub mod conv;
 pub(crate) mod gemm;
 pub mod isa;
 pub mod linear;
+pub(crate) mod narrow;
 pub mod norm;
 pub mod pool;
 pub mod softmax;
@@ -22,7 +23,7 @@ mod real;
 mod rows;
 mod vectorised;
 
-use candle_core::{CpuStorage, DType, Layout, Tensor, WithDType};
+use candle_core::{CpuStorage, DType, Layout, Storage, Tensor, WithDType};
 
 use crate::{Error, Result};
 
@@ -41,6 +42,14 @@ pub(crate) fn to_compute_dtype(what: &str, tensor: &Tensor) -> Result<Tensor> {
 /// `tensor` in `dtype`; the tensor itself when it has it already.
 pub(crate) fn to_dtype(tensor: Tensor, dtype: DType) -> Result<Tensor> {
     if tensor.dtype() == dtype { Ok(tensor) } else { Ok(tensor.to_dtype(dtype)?) }
+}
+
+/// A tensor's storage, which is in the memory of the CPU.
+pub(crate) fn on_cpu(storage: &Storage) -> candle_core::Result<&CpuStorage> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => candle_core::bail!("this kernel computes on the CPU only"),
+    }
 }
 
 /// The elements of a contiguous tensor.

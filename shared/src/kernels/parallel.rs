@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
@@ -21,6 +22,33 @@ pub(crate) fn map_rows<R: Send>(
         return (0..count).map(work).collect();
     }
     (0..count).into_par_iter().with_min_len(FORK_ELEMENTS.div_ceil(len)).map(&work).collect()
+}
+
+/// What `cell` holds, made first if need be. It is made before the cell is entered: `make` may spread
+/// over the threads, and one of them come here again while it waits for the others.
+pub(crate) fn get_or_make<T>(cell: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
+    match cell.get() {
+        Some(made) => made,
+        None => {
+            let made = make();
+            cell.get_or_init(|| made)
+        }
+    }
+}
+
+/// Calls `work(row, elements of the row)` for all rows of `len` elements in `rows`.
+pub(crate) fn fill_rows<T: Send>(
+    rows: &mut [T],
+    len: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let len = len.max(1);
+    if rows.len() < FORK_ELEMENTS {
+        rows.chunks_exact_mut(len).enumerate().for_each(|(row, y)| work(row, y));
+    } else {
+        let rows = rows.par_chunks_exact_mut(len).with_min_len(FORK_ELEMENTS.div_ceil(len));
+        rows.enumerate().for_each(|(row, y)| work(row, y));
+    }
 }
 
 /// The `count` rows of `len` elements that `work(row, elements of the row)` writes. The memory is

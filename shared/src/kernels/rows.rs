@@ -1,7 +1,8 @@
 //! Tensors seen as rows: runs of consecutive numbers, one for each index of the leading dimensions.
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Layout, Result, Tensor};
 
+use super::on_cpu;
 use super::real::Real;
 
 /// The rows of a tensor: all dimensions after the first `leading` ones, wherever they lie.
@@ -30,10 +31,7 @@ impl<'a, T: Real> Rows<'a, T> {
         work: impl FnOnce(Rows<'_, T>) -> Result<R>,
     ) -> Result<R> {
         let (storage, layout) = x.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(storage) => work(Rows::new(storage, layout, leading)?),
-            _ => bail!("this kernel computes on the CPU only"),
-        }
+        work(Rows::new(on_cpu(&storage)?, layout, leading)?)
     }
 
     /// Row number `row` in the order of the leading dimensions.

@@ -1,9 +1,13 @@
 //! Convolution layers.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
-use super::functional::{self, ConvOptions, ConvTranspose1dOptions};
+use super::functional::{self, ConvOptions, ConvTranspose1dOptions, Precision};
+use super::kept::Kept;
 use super::{Init, Weights};
+use crate::kernels::conv::{Packed, convolve_with};
 use crate::{Error, Result};
 
 /// Convolution over `D` dimensions. Parameters: `weight` `[O, C/g, ..]`, `bias` `[O]`.
@@ -12,6 +16,8 @@ pub struct Conv<const D: usize> {
     weight: Tensor,
     bias: Option<Tensor>,
     options: ConvOptions<D>,
+    /// Shared by the layer's clones.
+    kept: Arc<Kept<Packed>>,
 }
 
 /// Convolution over time: `[B, C, T]` to `[B, O, T']`.
@@ -39,7 +45,28 @@ impl<const D: usize> Conv<D> {
         let init = Init::fan_in(shape[1..].iter().product());
         let weight = weights.parameter("weight", shape, init)?;
         let bias = bias.then(|| weights.parameter("bias", out_channels, init)).transpose()?;
-        Ok(Self { weight, bias, options })
+        Ok(Self { weight, bias, options, kept: Arc::default() })
+    }
+
+    /// The layer with its products computed in `precision`. Only layers that cannot be trained
+    /// compute in less than `f32`; they give no gradient to their input either.
+    ///
+    /// # Errors
+    /// When the precision is a narrow one and weight or bias are variables.
+    pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        let kept = Arc::new(Kept::new(precision, &self.weight, self.bias.as_ref())?);
+        Ok(Self { kept, ..self })
+    }
+
+    /// What the products are computed in.
+    pub fn precision(&self) -> Precision {
+        self.kept.precision()
+    }
+
+    fn convolve(&self, x: &Tensor) -> Result<Tensor> {
+        let Self { weight, bias, options, kept } = self;
+        let packed = kept.get(weight, |precision| Packed::new(weight, options, precision))?;
+        convolve_with(x, weight, packed, bias.as_ref(), options)
     }
 
     /// The weight `[O, C/g, ..]`.
@@ -62,9 +89,9 @@ impl Conv1d {
     /// The output `[B, O, T']` for `x` `[B, C, T]`.
     ///
     /// # Errors
-    /// As [`functional::conv1d`].
+    /// As [`functional::conv1d`]; in narrow precision, when `x` needs a gradient.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        functional::conv1d(x, &self.weight, self.bias.as_ref(), &self.options)
+        self.convolve(x)
     }
 }
 
@@ -72,9 +99,9 @@ impl Conv2d {
     /// The output `[B, O, H', W']` for `x` `[B, C, H, W]`.
     ///
     /// # Errors
-    /// As [`functional::conv2d`].
+    /// As [`functional::conv2d`]; in narrow precision, when `x` needs a gradient.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        functional::conv2d(x, &self.weight, self.bias.as_ref(), &self.options)
+        self.convolve(x)
     }
 }
 
@@ -82,9 +109,9 @@ impl Conv3d {
     /// The output `[B, O, D', H', W']` for `x` `[B, C, D, H, W]`.
     ///
     /// # Errors
-    /// As [`functional::conv3d`].
+    /// As [`functional::conv3d`]; in narrow precision, when `x` needs a gradient.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        functional::conv3d(x, &self.weight, self.bias.as_ref(), &self.options)
+        self.convolve(x)
     }
 }
 

@@ -7,6 +7,7 @@ pub use crate::kernels::conv::{
     ConvOptions, ConvTranspose1dOptions, conv_transpose1d, conv1d, conv2d, conv3d,
 };
 pub use crate::kernels::linear::{linear, matmul};
+pub use crate::kernels::narrow::Precision;
 pub use crate::kernels::norm::{
     BatchStatistics, batch_norm_eval, batch_norm_train, group_norm, layer_norm,
 };

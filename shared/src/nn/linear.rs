@@ -1,16 +1,22 @@
 //! Linear layer.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
-use super::functional::{self, Activation};
+use super::functional::{Activation, Precision};
+use super::kept::Kept;
 use super::{Init, Weights};
 use crate::Result;
+use crate::kernels::linear::{Packed, linear_with};
 
 /// `x W^T + b` over the last dimension. Parameters: `weight` `[O, I]`, `bias` `[O]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    /// Shared by the layer's clones.
+    kept: Arc<Kept<Packed>>,
 }
 
 impl Linear {
@@ -22,13 +28,29 @@ impl Linear {
         let init = Init::fan_in(inputs);
         let weight = weights.parameter("weight", (outputs, inputs), init)?;
         let bias = bias.then(|| weights.parameter("bias", outputs, init)).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self { weight, bias, kept: Arc::default() })
+    }
+
+    /// The layer with its products computed in `precision`. Only layers that cannot be trained
+    /// compute in less than `f32`; they give no gradient to their input either.
+    ///
+    /// # Errors
+    /// When the precision is a narrow one and weight or bias are variables.
+    pub fn with_precision(self, precision: Precision) -> Result<Self> {
+        let kept = Arc::new(Kept::new(precision, &self.weight, self.bias.as_ref())?);
+        Ok(Self { kept, ..self })
+    }
+
+    /// What the products are computed in.
+    pub fn precision(&self) -> Precision {
+        self.kept.precision()
     }
 
     /// The output `[.., O]` for `x` `[.., I]`.
     ///
     /// # Errors
-    /// When the last dimension of `x` is not the layer's number of inputs.
+    /// When the last dimension of `x` is not the layer's number of inputs; in narrow precision, when
+    /// `x` needs a gradient.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_with(x, Activation::Identity)
     }
@@ -38,7 +60,9 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn forward_with(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        functional::linear(x, &self.weight, self.bias.as_ref(), activation)
+        let Self { weight, bias, kept } = self;
+        let packed = kept.get(weight, |precision| Packed::new(weight, precision))?;
+        linear_with(x, weight, packed, bias.as_ref(), activation)
     }
 
     /// The weight `[O, I]`.

@@ -2,11 +2,13 @@
 
 mod conv;
 pub mod functional;
+mod kept;
 mod linear;
 mod norm;
 mod weights;
 
 pub use conv::{Conv, Conv1d, Conv2d, Conv3d, ConvTranspose1d};
+pub use functional::Precision;
 pub use linear::Linear;
 pub use norm::{BatchNorm1d, GroupNorm, LayerNorm};
 pub use weights::{Init, Parameter, Weights};

@@ -96,7 +96,8 @@ impl Weights {
     }
 
     /// The weights of a checkpoint, converted to `dtype` on `device`. With `trainable`, parameters
-    /// are variables that an optimiser can change; without, layers may pack and keep them.
+    /// are variables that an optimiser can change; without, they are copies that nothing changes, and
+    /// layers may pack and keep them.
     pub fn loaded(
         tensors: BTreeMap<String, Tensor>,
         path: &Path,
@@ -149,7 +150,7 @@ impl Weights {
             store.variables.push(Parameter { name: name.clone(), var });
             tensor
         } else {
-            value
+            value.force_contiguous()?.detach()
         };
         store.parameters.insert(name, tensor.clone());
         Ok(tensor)

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
+use std::sync::OnceLock;
 
 use super::columns::{PatchPlan, copy_padded, shifted_rows};
 use super::view::View;
@@ -9,10 +10,11 @@ use super::winograd::{self, Tiles, TransformedKernel};
 use super::{Geometry, scatter};
 use crate::kernels::activation::{Activation, activate_in_place};
 use crate::kernels::gemm::{Matrix, Output, PackedLeft, Rows, Start, TileSize, multiply, threads};
+use crate::kernels::parallel::get_or_make;
 
 /// A weight, arranged for the tiles.
 #[derive(Debug)]
-pub(crate) enum PackedWeight {
+pub(super) enum PackedWeight {
     /// A left matrix for each group.
     Groups(Vec<PackedLeft>),
     /// Transformed.
@@ -83,6 +85,26 @@ impl PackedWeight {
             PackedLeft::new(Matrix::row_major(&matrix, rows.len, count))
         };
         Self::Groups((0..geometry.groups).map(pack).collect())
+    }
+}
+
+/// The forms of a weight that does not change, each packed when it is needed first.
+#[derive(Debug, Default)]
+pub(crate) struct PackedForms {
+    groups: OnceLock<PackedWeight>,
+    line: OnceLock<PackedWeight>,
+    square: OnceLock<PackedWeight>,
+}
+
+impl PackedForms {
+    /// The form of the forward pass with this geometry; `weight` is always the same.
+    pub fn get(&self, weight: View<f32>, geometry: &Geometry) -> &PackedWeight {
+        let form = match Tiles::of(geometry) {
+            None => &self.groups,
+            Some(Tiles::Line) => &self.line,
+            Some(Tiles::Square) => &self.square,
+        };
+        get_or_make(form, || PackedWeight::new(weight, geometry))
     }
 }
 

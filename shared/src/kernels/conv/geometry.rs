@@ -49,6 +49,9 @@ impl Geometry {
                 x,
             ));
         }
+        if in_channels == 0 {
+            return Err(Error::shape("convolution input", "at least 1 channel", x));
+        }
         let mut geometry = Self {
             batch: x[0],
             in_channels,

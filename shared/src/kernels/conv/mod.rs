@@ -3,7 +3,9 @@
 mod columns;
 mod fast;
 mod geometry;
+mod narrow;
 mod op;
+mod packed;
 mod reference;
 mod scatter;
 mod transpose;
@@ -11,10 +13,15 @@ mod view;
 mod weight_gradient;
 mod winograd;
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 
 pub(crate) use geometry::Geometry;
+pub(crate) use packed::{Packed, convolve_with};
 pub use transpose::{ConvTranspose1dOptions, conv_transpose1d};
+
+use fast::PackedForms;
 
 use super::activation::{Activation, activate};
 use super::{to_compute_dtype, to_dtype};
@@ -58,7 +65,7 @@ pub fn conv1d(
     bias: Option<&Tensor>,
     options: &ConvOptions<1>,
 ) -> Result<Tensor> {
-    convolve(x, weight, bias, options)
+    convolve(x, weight, None, bias, options)
 }
 
 /// The convolution `[B, O, H', W']` of `x` `[B, C, H, W]` with `weight` `[O, C/g, Kh, Kw]`, plus
@@ -72,7 +79,7 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     options: &ConvOptions<2>,
 ) -> Result<Tensor> {
-    convolve(x, weight, bias, options)
+    convolve(x, weight, None, bias, options)
 }
 
 /// The convolution `[B, O, D', H', W']` of `x` `[B, C, D, H, W]` with `weight`
@@ -86,12 +93,14 @@ pub fn conv3d(
     bias: Option<&Tensor>,
     options: &ConvOptions<3>,
 ) -> Result<Tensor> {
-    convolve(x, weight, bias, options)
+    convolve(x, weight, None, bias, options)
 }
 
+/// The convolution of `x` with `weight`, whose packed forms may be kept.
 fn convolve<const D: usize>(
     x: &Tensor,
     weight: &Tensor,
+    packed: Option<&Arc<PackedForms>>,
     bias: Option<&Tensor>,
     options: &ConvOptions<D>,
 ) -> Result<Tensor> {
@@ -114,7 +123,7 @@ fn convolve<const D: usize>(
     // An activation whose derivative needs its input stays a step of its own in training.
     let is_fused = !tracked || options.activation.is_output_differentiable();
     let fused = if is_fused { options.activation } else { Activation::Identity };
-    let op = op::Convolution { geometry, activation: fused, packed: None };
+    let op = op::Convolution { geometry, activation: fused, packed: packed.cloned() };
     let y = match &bias {
         Some(bias) => x.apply_op3(&weight, bias, op)?,
         None => x.apply_op2(&weight, op)?,
@@ -132,5 +141,7 @@ fn check_bias(bias: Option<&Tensor>, channels: usize) -> Result<()> {
     }
 }
 
+#[cfg(test)]
+mod narrow_tests;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
-use super::fast::{self, PackedWeight};
+use super::fast::{self, PackedForms, PackedWeight};
 use super::view::View;
 use super::{Geometry, reference, weight_gradient};
 use crate::kernels::activation::{self, Activation};
@@ -19,8 +19,8 @@ pub(super) struct Convolution {
     pub geometry: Geometry,
     /// Fused activation; in training one whose derivative follows from its output.
     pub activation: Activation,
-    /// The weight in the form of the fast path, if it was packed before.
-    pub packed: Option<Arc<PackedWeight>>,
+    /// Where the weight is kept in the forms of the fast path, if it does not change.
+    pub packed: Option<Arc<PackedForms>>,
 }
 
 impl Convolution {
@@ -208,8 +208,8 @@ impl CustomOp1 for BiasGradient {
 /// The three products of a convolution.
 #[derive(Clone, Copy)]
 enum Pass<'a> {
-    /// Of input and weight; with the weight in packed form, if there is one.
-    Forward(Activation, Option<&'a PackedWeight>),
+    /// Of input and weight; with the weight's packed forms, if they are kept.
+    Forward(Activation, Option<&'a PackedForms>),
     /// Of the gradient at the output and the weight.
     InputGradient,
     /// Of the input and the gradient at the output.
@@ -266,7 +266,7 @@ fn run(
             let (a, b) = (*a, *b);
             CpuStorage::F32(match pass {
                 Pass::Forward(activation, Some(packed)) => {
-                    fast::forward(a, packed, bias, geometry, activation)
+                    fast::forward(a, packed.get(b, geometry), bias, geometry, activation)
                 }
                 Pass::Forward(activation, None) => {
                     fast::forward(a, &PackedWeight::new(b, geometry), bias, geometry, activation)

@@ -378,10 +378,11 @@ fn half_precision_is_computed_in_f32() {
 fn impossible_sizes_are_errors() {
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
     let huge = usize::MAX / 2;
-    let cases: [(&str, &[usize], &[usize], ConvOptions<1>); 9] = [
+    let cases: [(&str, &[usize], &[usize], ConvOptions<1>); 10] = [
         ("input shorter than the kernel", &[1, 2, 3], &[4, 2, 5], ConvOptions::default()),
         ("empty input", &[1, 2, 0], &[4, 2, 1], ConvOptions::default()),
         ("channels differ", &[1, 3, 9], &[4, 2, 3], ConvOptions::default()),
+        ("no channels", &[1, 0, 9], &[4, 0, 3], ConvOptions::default()),
         ("rank", &[3, 9], &[4, 3, 3], ConvOptions::default()),
         ("groups 0", &[1, 2, 9], &[4, 2, 3], ConvOptions { groups: 0, ..Default::default() }),
         ("stride 0", &[1, 2, 9], &[4, 2, 3], ConvOptions { stride: [0], ..Default::default() }),

@@ -20,7 +20,7 @@ use rten_simd::{Isa, SimdOp};
 use crate::kernels::isa::dispatch;
 pub(crate) use arrange::{Matrix, SLACK, arrange};
 pub(crate) use dots::{DotRows, dots};
-pub(crate) use product::{products, products_with};
+pub(crate) use product::{are_row_products, products, products_with};
 use tile::{Left, MAX_VECTORS};
 pub(crate) use tile::{Output, Right, Start};
 

@@ -32,10 +32,7 @@ pub(crate) fn products(
     else {
         return vec![];
     };
-    let rows_lie_along_depth = left.iter().all(|matrix| matrix.column_stride == 1)
-        && (row_stride == 1 || depth == 1)
-        && depth > 0;
-    if rows_lie_along_depth && left[0].rows <= MAX_DOT_ROWS {
+    if are_row_products(left, right) {
         return row_products(left, right, start, activation);
     }
     if column_stride == 1 || columns == 1 {
@@ -51,6 +48,15 @@ pub(crate) fn products(
         let packed: Vec<&dyn RightMatrix> = packed.iter().map(|packed| packed as _).collect();
         products_with(left, &packed, columns, start, activation)
     }
+}
+
+/// Whether [`products`] takes few rows on the left, without packing the right matrices.
+pub(crate) fn are_row_products(left: &[Matrix], right: &[Matrix]) -> bool {
+    let Some(&Matrix { rows: depth, row_stride, .. }) = right.first() else { return false };
+    let rows_lie_along_depth = left.iter().all(|matrix| matrix.column_stride == 1)
+        && (row_stride == 1 || depth == 1)
+        && depth > 0;
+    rows_lie_along_depth && left.iter().all(|matrix| matrix.rows <= MAX_DOT_ROWS)
 }
 
 /// [`products`] of few rows, all of which lie along the depth.

@@ -1,10 +1,17 @@
 //! Matrix products: batched, and of a layer's input with its weight.
 
+mod narrow;
 mod op;
+mod packed;
+
+use std::sync::{Arc, OnceLock};
 
 use candle_core::Tensor;
 
+pub(crate) use packed::{Packed, linear_with};
+
 use super::activation::{Activation, activate};
+use super::gemm::PackedRight;
 use super::{to_compute_dtype, to_dtype};
 use crate::{Error, Result};
 
@@ -19,17 +26,19 @@ pub fn linear(
     bias: Option<&Tensor>,
     activation: Activation,
 ) -> Result<Tensor> {
-    let &[outputs, inputs] = weight.dims() else {
-        return Err(Error::shape("linear weight", "[O, I]", weight.dims()));
-    };
-    let Some((&last, leading)) = x.dims().split_last().filter(|(last, _)| **last == inputs) else {
-        return Err(Error::shape("linear input", format!("[.., {inputs}]"), x.dims()));
-    };
-    if let Some(bias) = bias.filter(|bias| bias.dims() != [outputs]) {
-        return Err(Error::shape("linear bias", format!("[{outputs}]"), bias.dims()));
-    }
+    apply(x, weight, None, bias, activation)
+}
+
+/// [`linear`] with a weight whose packed form may be kept.
+fn apply(
+    x: &Tensor,
+    weight: &Tensor,
+    packed: Option<&Arc<OnceLock<PackedRight>>>,
+    bias: Option<&Tensor>,
+    activation: Activation,
+) -> Result<Tensor> {
+    let dims = output_dims(x, weight.dims(), bias)?;
     let dtype = x.dtype();
-    let rows = leading.iter().product::<usize>();
     let x = to_compute_dtype("linear input", x)?;
     let weight = to_compute_dtype("linear weight", weight)?;
     let bias = bias
@@ -39,14 +48,35 @@ pub fn linear(
         [Some(&x), Some(&weight), bias.as_ref()].into_iter().flatten().any(Tensor::track_op);
     let is_fused = !tracked || activation.is_output_differentiable();
     let fused = if is_fused { activation } else { Activation::Identity };
-    let op = op::Linear { activation: fused, packed: None };
-    let flat = x.reshape((rows, last))?;
+    let op = op::Linear { activation: fused, packed: packed.cloned() };
+    let flat = flatten(&x)?;
     let y = match &bias {
         Some(bias) => flat.apply_op3(&weight, bias, op)?,
         None => flat.apply_op2(&weight, op)?,
     };
     let y = if is_fused { y } else { activate(&y, activation)? };
-    to_dtype(y.reshape([leading, &[outputs]].concat())?, dtype)
+    to_dtype(y.reshape(dims)?, dtype)
+}
+
+/// Shape `[.., O]` of the output for an input `[.., I]`, a weight `[O, I]` and a bias `[O]`.
+fn output_dims(x: &Tensor, weight: &[usize], bias: Option<&Tensor>) -> Result<Vec<usize>> {
+    let &[outputs, inputs] = weight else {
+        return Err(Error::shape("linear weight", "[O, I]", weight));
+    };
+    let Some((_, leading)) = x.dims().split_last().filter(|(last, _)| **last == inputs) else {
+        return Err(Error::shape("linear input", format!("[.., {inputs}]"), x.dims()));
+    };
+    if let Some(bias) = bias.filter(|bias| bias.dims() != [outputs]) {
+        return Err(Error::shape("linear bias", format!("[{outputs}]"), bias.dims()));
+    }
+    Ok([leading, &[outputs]].concat())
+}
+
+/// `x` `[.., I]` as a matrix.
+fn flatten(x: &Tensor) -> Result<Tensor> {
+    let (inputs, leading) =
+        x.dims().split_last().map_or((1, &[][..]), |(&last, rest)| (last, rest));
+    Ok(x.reshape((leading.iter().product::<usize>(), inputs))?)
 }
 
 /// The matrix products `[.., M, N]` of `a` `[.., M, K]` and `b` `[.., K, N]`, whose leading
@@ -69,6 +99,9 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let product = left.apply_op2(&right, op::MatMul)?;
     to_dtype(product, dtype)
 }
+
+#[cfg(test)]
+mod narrow_tests;
 
 #[cfg(test)]
 mod tests {

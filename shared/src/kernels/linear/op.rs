@@ -1,6 +1,6 @@
 //! Matrix products and their gradients as operations of candle's graph.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{
     CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail,
@@ -9,6 +9,7 @@ use candle_core::{
 use crate::kernels::activation::{self, Activation, activate_in_place};
 use crate::kernels::contiguous_slice;
 use crate::kernels::gemm::{self, Matrix, PackedRight, Start};
+use crate::kernels::parallel::get_or_make;
 
 type Argument<'a> = (&'a CpuStorage, &'a Layout);
 
@@ -56,8 +57,8 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub(super) struct Linear {
     /// In training one whose derivative follows from its output.
     pub activation: Activation,
-    /// The transposed weight in the form of the fast path, if it was packed before.
-    pub packed: Option<Arc<PackedRight>>,
+    /// Where the transposed weight is kept in the form of the fast path, if it does not change.
+    pub packed: Option<Arc<OnceLock<PackedRight>>>,
 }
 
 impl CustomOp2 for Linear {
@@ -139,24 +140,25 @@ impl Linear {
     }
 }
 
-/// `activation(a b + bias)` for all matrices of `a` and `b`, in `f32`; `packed` is the only matrix
-/// of `b`, if it was packed before.
+/// `activation(a b + bias)` for all matrices of `a` and `b`, in `f32`; `packed` is where the only
+/// matrix of `b` is kept, if it does not change.
 fn fast(
     a: Argument,
     b: Argument,
-    packed: Option<&PackedRight>,
+    packed: Option<&OnceLock<PackedRight>>,
     bias: Option<Argument>,
     activation: Activation,
 ) -> Result<(CpuStorage, Shape)> {
     let shape = product_shape(a.1, b.1)?;
     let bias = bias.map(|(bias, layout)| contiguous_slice(bias, layout)).transpose()?;
     let start = bias.map_or(Start::Zero, Start::ColumnBias);
+    let (a, b) = (matrices(a)?, matrices(b)?);
     let products = match packed {
-        Some(packed) => {
-            let columns = b.1.dims()[1];
-            gemm::products_with(&matrices(a)?, &[packed], columns, start, activation)
+        Some(packed) if !gemm::are_row_products(&a, &b) => {
+            let packed = get_or_make(packed, || PackedRight::new(b[0]));
+            gemm::products_with(&a, &[packed], b[0].columns, start, activation)
         }
-        None => gemm::products(&matrices(a)?, &matrices(b)?, start, activation),
+        _ => gemm::products(&a, &b, start, activation),
     };
     Ok((CpuStorage::F32(products), shape))
 }
