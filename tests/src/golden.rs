@@ -183,11 +183,15 @@ impl Case {
     /// # Errors
     /// When the case lacks the tensor or `result` cannot be read.
     pub fn check(&mut self, name: &str, result: &Tensor, class: Class) -> Result<()> {
+        let (relative, largest) = self.allowed(name, class);
+        self.compare(name, result, relative, largest)
+    }
+
+    /// The relative and the largest error that [`Case::check`] allows.
+    fn allowed(&self, name: &str, class: Class) -> (f64, f64) {
         let stated = &self.config["f32_vs_f64"][name];
         let stated = |part: &str| ERROR_FACTOR * stated[part].as_f64().unwrap_or(0.0);
-        let relative = stated("rel_to_max").max(class.relative_error());
-        let largest = stated("max_abs").max(LARGEST_ERROR);
-        self.compare(name, result, relative, largest)
+        (stated("rel_to_max").max(class.relative_error()), stated("max_abs").max(LARGEST_ERROR))
     }
 
     /// Compares like [`Case::check`], with `map` applied to the reference.
@@ -215,7 +219,8 @@ impl Case {
     /// # Errors
     /// As [`Case::check`].
     pub fn check_noise(&mut self, name: &str, result: &Tensor, absolute: f64) -> Result<()> {
-        self.compare(name, result, Class::Forward.relative_error(), absolute)
+        let (relative, largest) = self.allowed(name, Class::Forward);
+        self.compare(name, result, relative, largest.max(absolute))
     }
 
     /// Compares element by element, with no error allowed.
