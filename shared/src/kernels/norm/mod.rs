@@ -11,8 +11,8 @@ mod moments;
 mod row_sets;
 
 pub use batch::{BatchStatistics, batch_norm_eval, batch_norm_train};
-pub use group::group_norm;
-pub use layer::layer_norm;
+pub use group::{GroupNormOptions, group_norm, group_norm_with};
+pub use layer::{add_layer_norm, layer_norm, layer_norm_of_sum};
 
 use candle_core::Tensor;
 
