@@ -13,7 +13,7 @@ pub use crate::kernels::linear::{linear, matmul};
 pub use crate::kernels::narrow::Precision;
 pub use crate::kernels::norm::{
     BatchStatistics, GroupNormOptions, add_layer_norm, batch_norm_eval, batch_norm_train,
-    group_norm, group_norm_with, layer_norm, layer_norm_of_sum,
+    group_norm, group_norm_of_positions, group_norm_with, layer_norm, layer_norm_of_sum,
 };
 pub use crate::kernels::pool::{avg_pool1d, avg_pool2d};
 pub use crate::kernels::softmax::softmax;

@@ -5,6 +5,7 @@
 
 mod backward;
 mod forward;
+mod lanes;
 mod op;
 mod operands;
 mod place;
@@ -24,6 +25,7 @@ pub use windows::Window;
 
 use super::{to_compute_dtype, to_dtype};
 use crate::{Error, Result};
+use lanes::Positions;
 use op::Attention;
 use place::{Form, Sizes};
 use windows::Job;
@@ -97,7 +99,8 @@ pub fn multi_head_attention(
     let queries = q_form.sizes("queries", q.of.dims())?;
     let keys = k_form.sizes("keys", k.of.dims())?;
     let values = v_form.sizes("values", v.of.dims())?;
-    if keys.batch != queries.batch || k_form.size != q_form.size {
+    let is_same_batch = keys.batch == queries.batch && keys.positions == queries.positions;
+    if !is_same_batch || k_form.size != q_form.size {
         let expected = format!("{} items and heads of {} channels", queries.batch, q_form.size);
         return Err(Error::shape("keys of attention", expected, k.of.dims()));
     }
@@ -105,7 +108,12 @@ pub fn multi_head_attention(
         let expected = format!("the tokens of the keys, {:?}", k.of.dims());
         return Err(Error::shape("values of attention", expected, v.of.dims()));
     }
-    let Sizes { batch, tokens: key_count, .. } = keys;
+    let Sizes { batch, positions, tokens: key_count, .. } = keys;
+    if layout == TokenLayout::OverFrames && (key_padding.is_some() || windows.is_some()) {
+        return Err(Error::Argument(
+            "attention over frames has neither padding nor windows".into(),
+        ));
+    }
     let padding =
         key_padding.map(|padding| read_padding(padding, [batch, key_count])).transpose()?;
     let all = [Window { queries: 0..queries.tokens, first_key: 0, keys: key_count }];
@@ -115,7 +123,7 @@ pub fn multi_head_attention(
         None => &all,
     };
     Window::check(windows, queries.tokens, key_count)?;
-    let jobs = (0..batch).map(|item| {
+    let jobs = (0..batch * positions).map(|item| {
         let padding = padding.as_deref().map(|padding| &padding[item * key_count..][..key_count]);
         Job::of_windows(windows, key_count, padding)
     });
@@ -131,14 +139,20 @@ pub fn multi_head_attention(
         output_form: Form { layout, heads, first: 0, size: v_form.size },
         output_dims,
         queries: queries.tokens,
+        keys: key_count,
+        positions: Positions { items: batch, of_item: positions },
         jobs: jobs.collect(),
         scale,
         log_sums: OnceLock::new(),
     };
     let dtype = q.of.dtype();
-    let compute = to_compute_dtype("queries of attention", q.of)?;
+    let compute = op.prepare(&to_compute_dtype("queries of attention", q.of)?)?;
     let convert = |x: &Tensor| -> Result<Tensor> {
-        if x.id() == q.of.id() { Ok(compute.clone()) } else { to_dtype(x.clone(), compute.dtype()) }
+        if x.id() == q.of.id() {
+            Ok(compute.clone())
+        } else {
+            Ok(op.prepare(&to_dtype(x.clone(), compute.dtype())?)?)
+        }
     };
     let keys = convert(k.of)?;
     let values = if v.of.id() == k.of.id() { keys.clone() } else { convert(v.of)? };

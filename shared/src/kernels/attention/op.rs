@@ -7,8 +7,9 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor,
 
 use super::backward::{self, Results, Targets};
 use super::forward::{self, Target};
+use super::lanes::{self, Positions};
 use super::operands::{Operand, Operands};
-use super::place::{Form, Place};
+use super::place::{Form, Place, TokenLayout};
 use super::reference;
 use super::windows::Job;
 use crate::kernels::gemm::Output;
@@ -22,9 +23,13 @@ pub(super) struct Attention {
     /// Where the result is in its tensor.
     pub(super) output_form: Form,
     pub(super) output_dims: Vec<usize>,
-    /// Number of queries.
+    /// Queries of each head.
     pub(super) queries: usize,
-    /// What attends to what, for each batch item.
+    /// Keys of each head.
+    pub(super) keys: usize,
+    /// Positions that attend for themselves, for [`TokenLayout::OverFrames`].
+    pub(super) positions: Positions,
+    /// What attends to what, for each position of each item.
     pub(super) jobs: Vec<Vec<Job>>,
     pub(super) scale: f64,
     /// Logarithms of the sums of powers, which the forward pass leaves for the gradient.
@@ -57,6 +62,15 @@ impl CustomOp3 for Attention {
         let operands = self.operands(arguments)?;
         let mut output = Vec::with_capacity(count);
         let target = Target { data: output.as_mut_ptr(), place };
+        if self.output_form.layout == TokenLayout::OverFrames {
+            // SAFETY: the memory has room for all positions and heads, each of which is written before
+            // the length is set; positions lie side by side, as is seen to before.
+            unsafe {
+                lanes::forward(operands, self.positions, target);
+                output.set_len(count);
+            }
+            return Ok((CpuStorage::F32(output), shape));
+        }
         let heads = self.jobs.len() * self.output_form.heads;
         let mut log_sums = vec![0.0; heads * self.queries];
         let log_sums_target = Output { data: log_sums.as_mut_ptr(), stride: self.queries };
@@ -84,6 +98,7 @@ impl CustomOp3 for Attention {
         let [q, k, v] = [0, 1, 2].map(|i| cpu(&stored[i].0).map(|storage| (storage, stored[i].1)));
         let arguments = [q?, k?, v?];
         let (output_storage, output_layout) = output.storage_and_layout();
+        let gradient = self.prepare(gradient)?;
         let (gradient_storage, gradient_layout) = gradient.storage_and_layout();
         let output = (cpu(&output_storage)?, output_layout);
         let gradient = (cpu(&gradient_storage)?, gradient_layout);
@@ -115,6 +130,12 @@ fn cpu(storage: &Storage) -> Result<&CpuStorage> {
 }
 
 impl Attention {
+    /// `x` itself, or a copy in which positions lie side by side where they must.
+    pub(super) fn prepare(&self, x: &Tensor) -> Result<Tensor> {
+        let is_over_frames = self.output_form.layout == TokenLayout::OverFrames;
+        if is_over_frames && x.stride().last() != Some(&1) { x.contiguous() } else { Ok(x.clone()) }
+    }
+
     fn operands<'a, T: WithDType>(&self, arguments: [Argument<'a>; 3]) -> Result<Operands<'a, T>> {
         let operand = |i: usize| operand(arguments[i], &self.forms[i]);
         Ok(Operands {
@@ -123,6 +144,7 @@ impl Attention {
             v: operand(2)?,
             heads: self.output_form.heads,
             queries: self.queries,
+            keys: self.keys,
             scale: self.scale,
         })
     }
@@ -135,16 +157,14 @@ impl Attention {
         gradient: Argument,
     ) -> Result<[Vec<f32>; 3]> {
         let operands = self.operands(arguments)?;
-        let Some(log_sums) = self.log_sums.get() else {
-            bail!("the backward pass of attention came before its forward pass");
-        };
+        let is_over_frames = self.output_form.layout == TokenLayout::OverFrames;
         let results = Results {
             output: operand(output, &self.output_form)?,
             gradient: operand(gradient, &self.output_form)?,
-            log_sums,
+            log_sums: self.log_sums.get().map_or(&[], Vec::as_slice),
         };
         let places = self.gradient_places(arguments);
-        let parts = backward::parts(&operands, &self.jobs);
+        let parts = if is_over_frames { 1 } else { backward::parts(&operands, &self.jobs) };
         let mut memory: Vec<[Vec<f32>; 3]> =
             (0..parts).map(|_| self.gradient_memory(arguments)).collect();
         let targets: Vec<Targets> = memory
@@ -157,7 +177,13 @@ impl Attention {
             .collect();
         // SAFETY: the places are those of contiguous tensors of the shapes of the arguments, which
         // the memory was made for.
-        unsafe { backward::run(operands, results, &self.jobs, &targets) };
+        unsafe {
+            if is_over_frames {
+                lanes::backward(operands, self.positions, results.gradient, targets[0]);
+            } else {
+                backward::run(operands, results, &self.jobs, &targets);
+            }
+        }
         let mut memory = memory.into_iter();
         let mut total = memory.next().unwrap_or_default();
         for part in memory {

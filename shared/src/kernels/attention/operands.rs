@@ -42,8 +42,10 @@ pub(super) struct Operands<'a, T> {
     pub(super) k: Operand<'a, T>,
     pub(super) v: Operand<'a, T>,
     pub(super) heads: usize,
-    /// Number of queries.
+    /// Queries of each head.
     pub(super) queries: usize,
+    /// Keys of each head.
+    pub(super) keys: usize,
     /// Factor of the scores.
     pub(super) scale: f64,
 }

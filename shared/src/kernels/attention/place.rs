@@ -16,6 +16,8 @@ pub enum TokenLayout {
     TokensFirst,
     /// `[B, C, T]`, as convolutions leave them, or `[B, F, C, P]`: `F` frames of `P` tokens.
     ChannelsFirst,
+    /// `[B, F, C, P]`, in which every one of `P` positions attends for itself, over `F` frames.
+    OverFrames,
 }
 
 impl TokenLayout {
@@ -26,6 +28,7 @@ impl TokenLayout {
             (Self::Heads, 4) => Some(3),
             (Self::TokensFirst, 3) => Some(2),
             (Self::ChannelsFirst, 3 | 4) => Some(rank - 2),
+            (Self::OverFrames, 4) => Some(2),
             _ => None,
         }
     }
@@ -35,6 +38,7 @@ impl TokenLayout {
             Self::Heads => "[B, H, T, D]",
             Self::TokensFirst => "[B, T, C]",
             Self::ChannelsFirst => "[B, C, T] or [B, F, C, P]",
+            Self::OverFrames => "[B, F, C, P]",
         }
     }
 }
@@ -54,6 +58,8 @@ pub(super) struct Form {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
     pub(super) batch: usize,
+    /// Positions of an item of the batch that attend for themselves.
+    pub(super) positions: usize,
     pub(super) tokens: usize,
     /// Tokens that lie at equal distances.
     pub(super) tokens_per_frame: usize,
@@ -77,33 +83,44 @@ impl Form {
             );
             return Err(Error::shape(format!("{what} of attention"), expected, dims));
         }
-        let [frames, tokens_per_frame] = match (self.layout, dims) {
-            (TokenLayout::Heads, dims) => [1, dims[2]],
-            (TokenLayout::TokensFirst, dims) => [1, dims[1]],
-            (TokenLayout::ChannelsFirst, &[_, frames, _, tokens]) => [frames, tokens],
-            (TokenLayout::ChannelsFirst, dims) => [1, dims[2]],
+        let [positions, frames, tokens_per_frame] = match (self.layout, dims) {
+            (TokenLayout::Heads, dims) => [1, 1, dims[2]],
+            (TokenLayout::TokensFirst, dims) => [1, 1, dims[1]],
+            (TokenLayout::ChannelsFirst, &[_, frames, _, tokens]) => [1, frames, tokens],
+            (TokenLayout::ChannelsFirst, dims) => [1, 1, dims[2]],
+            (TokenLayout::OverFrames, dims) => [dims[3], 1, dims[1]],
         };
-        Ok(Sizes { batch: dims[0], tokens: frames * tokens_per_frame, tokens_per_frame })
+        let tokens = frames * tokens_per_frame;
+        Ok(Sizes { batch: dims[0], positions, tokens, tokens_per_frame })
     }
 
     /// The place of the operand in a tensor that has passed [`Form::sizes`].
     pub(super) fn place(&self, layout: &Layout) -> Place {
         let (dims, strides) = (layout.dims(), layout.stride());
-        let (axis, head, frame, token, tokens_per_frame) = match (self.layout, strides) {
-            (TokenLayout::Heads, s) => (3, s[1], 0, s[2], dims[2]),
-            (TokenLayout::TokensFirst, s) => (2, s[2] * self.size, 0, s[1], dims[1]),
-            (TokenLayout::ChannelsFirst, &[_, frame, channel, token]) => {
-                (2, channel * self.size, frame, token, dims[3])
+        let axis = self.layout.channel_axis(dims.len()).unwrap_or_default();
+        let channel = strides[axis];
+        let (head, frame, token, tokens_per_frame) = match (self.layout, strides) {
+            (TokenLayout::Heads, s) => (s[1], 0, s[2], dims[2]),
+            (TokenLayout::TokensFirst, s) => (channel * self.size, 0, s[1], dims[1]),
+            (TokenLayout::ChannelsFirst, &[_, frame, _, token]) => {
+                (channel * self.size, frame, token, dims[3])
             }
-            (TokenLayout::ChannelsFirst, s) => (1, s[1] * self.size, 0, s[2], dims[2]),
+            (TokenLayout::ChannelsFirst, s) => (channel * self.size, 0, s[2], dims[2]),
+            (TokenLayout::OverFrames, s) => (channel * self.size, 0, s[1], dims[1]),
+        };
+        let (positions, position) = match (self.layout, dims, strides) {
+            (TokenLayout::OverFrames, &[.., positions], &[.., position]) => (positions, position),
+            _ => (1, 0),
         };
         Place {
-            offset: layout.start_offset() + self.first * strides[axis],
+            offset: layout.start_offset() + self.first * channel,
             item: strides[0],
+            positions: positions.max(1),
+            position,
             head,
             frame,
             token,
-            channel: strides[axis],
+            channel,
             tokens_per_frame: tokens_per_frame.max(1),
             size: self.size,
         }
@@ -115,6 +132,9 @@ impl Form {
 pub(super) struct Place {
     offset: usize,
     item: usize,
+    /// Positions of each item.
+    positions: usize,
+    position: usize,
     head: usize,
     frame: usize,
     pub(super) token: usize,
@@ -125,9 +145,11 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The same for the only `head` of batch item `item`.
+    /// That of a head. Items are counted over all positions.
     pub(super) fn of_head(&self, item: usize, head: usize) -> Self {
-        Self { offset: self.offset + item * self.item + head * self.head, ..*self }
+        let (item, position) = (item / self.positions, item % self.positions);
+        let offset = self.offset + item * self.item + position * self.position + head * self.head;
+        Self { offset, ..*self }
     }
 
     /// Offset of the first channel of a token.

@@ -122,6 +122,7 @@ fn projection(heads: &Tensor, layout: TokenLayout, frames: usize) -> Tensor {
             .permute((0, 2, 3, 1, 4))
             .and_then(|x| x.contiguous()?.reshape((batch, tokens, 3 * count * size)))
             .unwrap(),
+        TokenLayout::OverFrames => unreachable!(),
         TokenLayout::ChannelsFirst => parts
             .reshape(&[batch, count, frames, tokens / frames, 3, size][..])
             .and_then(|x| x.permute([0, 2, 4, 1, 5, 3]))
@@ -171,6 +172,7 @@ fn every_layout_gives_the_same() {
                     TokenLayout::TokensFirst => {
                         y.reshape((batch, tokens, heads, size)).unwrap().transpose(1, 2).unwrap()
                     }
+                    TokenLayout::OverFrames => unreachable!(),
                     TokenLayout::ChannelsFirst => y
                         .reshape((batch, frames, heads, size, tokens / frames))
                         .and_then(|y| y.permute((0, 2, 1, 4, 3)))
@@ -336,4 +338,62 @@ fn threads_change_results_by_rounding_only() {
     for (one, three) in one[1].iter().zip(&three[1]) {
         assert!((one - three).abs() < 1e-5, "{one} {three}");
     }
+}
+
+#[test]
+fn over_frames_every_position_attends_for_itself() {
+    for [batch, heads, frames, size, positions] in
+        [[1, 1, 1, 1, 1], [2, 3, 4, 5, 7], [1, 2, 16, 8, 33], [2, 1, 9, 6, 16]]
+    {
+        let channels = heads * size;
+        let name = format!("{batch} {heads} {frames} {size} {positions}");
+        let options = AttentionOptions {
+            layout: TokenLayout::OverFrames,
+            heads,
+            scale: 0.4,
+            key_padding: None,
+            windows: None,
+        };
+        let attend = |x: &Tensor| {
+            let [q, k, v] = thirds(x, channels);
+            multi_head_attention(&q, &k, &v, &options)
+        };
+        let dims = [batch, frames, 3 * channels, positions];
+        let x = check::normal(0, &dims);
+        let y = check::to_vec(&attend(&x).unwrap());
+        // The same with positions as items.
+        let heads_of = |i: usize| {
+            x.narrow(2, i * channels, channels)
+                .and_then(|x| x.reshape((batch, frames, heads, size, positions)))
+                .and_then(|x| x.permute((0, 4, 2, 1, 3)))
+                .and_then(|x| x.contiguous()?.reshape((batch * positions, heads, frames, size)))
+                .unwrap()
+        };
+        let expected = reference([&heads_of(0), &heads_of(1), &heads_of(2)], None, 0.4);
+        let expected =
+            Tensor::from_vec(expected, &[batch, positions, heads, frames, size][..], &Device::Cpu);
+        let expected = expected.and_then(|y| y.permute((0, 3, 2, 4, 1))).unwrap();
+        for (y, expected) in y.iter().zip(check::to_vec(&expected)) {
+            assert!((y - expected).abs() < 1e-12, "{name}: {y} {expected}");
+        }
+        if frames > 1 {
+            check::f32_agrees_with_f64(&name, &[&dims], |inputs| attend(&inputs[0]));
+        }
+    }
+    // Queries and keys of different numbers of frames, in different tensors.
+    check::gradients("over frames", &[&[2, 3, 4, 5], &[2, 2, 8, 5]], |inputs| {
+        let options = AttentionOptions {
+            layout: TokenLayout::OverFrames,
+            heads: 2,
+            scale: 0.7,
+            key_padding: None,
+            windows: None,
+        };
+        multi_head_attention(
+            &Channels { of: &inputs[0], range: 0..4 },
+            &Channels { of: &inputs[1], range: 0..4 },
+            &Channels { of: &inputs[1], range: 4..8 },
+            &options,
+        )
+    });
 }

@@ -8,11 +8,13 @@ mod batch;
 mod group;
 mod layer;
 mod moments;
+mod positions;
 mod row_sets;
 
 pub use batch::{BatchStatistics, batch_norm_eval, batch_norm_train};
 pub use group::{GroupNormOptions, group_norm, group_norm_with};
 pub use layer::{add_layer_norm, layer_norm, layer_norm_of_sum};
+pub use positions::group_norm_of_positions;
 
 use candle_core::Tensor;
 

@@ -39,7 +39,8 @@ impl RowSets {
         Self { items, frames, channels, size: channels / groups }
     }
 
-    fn count(&self) -> usize {
+    /// Number of sets.
+    pub(super) fn count(&self) -> usize {
         self.items * self.channels / self.size
     }
 
@@ -48,7 +49,8 @@ impl RowSets {
         item * (self.channels / self.size) + row % self.channels / self.size
     }
 
-    fn rows_of(&self, set: usize) -> impl Iterator<Item = usize> + use<> {
+    /// The rows of a set, in order.
+    pub(super) fn rows_of(&self, set: usize) -> impl Iterator<Item = usize> + Clone + use<> {
         let Self { frames, channels, size, .. } = *self;
         let (item, group) = (set / (channels / size), set % (channels / size));
         let first = item * frames * channels + group * size;
