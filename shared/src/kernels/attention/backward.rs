@@ -6,18 +6,11 @@ use std::cell::RefCell;
 use std::f64::consts::LOG2_E;
 use std::ops::Range;
 
-use super::forward::{Target, flops, product, transpose};
+use super::forward::{KEY_STEP, KEYS, QUERIES, Target, flops, product, transpose};
 use super::operands::{Operand, Operands};
 use super::scores::{LANES, differentiate_tile};
 use super::windows::Job;
 use crate::kernels::gemm::{Matrix, PackedLeft, Start, threads};
-
-/// Keys of a tile.
-const KEYS: usize = 256;
-
-/// Queries of a block. They are the depth of the products that give the gradients of keys and
-/// values.
-const QUERIES: usize = 64;
 
 /// What the gradients follow from, beside the operands.
 #[derive(Clone, Copy)]
@@ -72,7 +65,7 @@ pub(super) unsafe fn run(
         let [q, k, v] = [q, k, v].map(|target| target.of_head(item, head));
         SCRATCH.with_borrow_mut(|scratch| {
             for job in &jobs[item] {
-                let blocks = operands.q.place.blocks(job.queries.clone(), QUERIES);
+                let blocks = operands.q.place.blocks(job.queries.clone(), QUERIES, LANES);
                 let of_part = blocks.len() * part / parts..blocks.len() * (part + 1) / parts;
                 let keys = Keys { runs: &job.keys, k, v };
                 // SAFETY: tasks of one part have heads of their own, those of different parts
@@ -152,7 +145,7 @@ impl Scratch {
         let (scale, scale_log2) = (scale as f32, (scale * LOG2_E) as f32);
         let (size, value_size) = (q.place.size, v.place.size);
         let tiles: Vec<Range<usize>> =
-            keys.runs.iter().flat_map(|run| k.place.blocks(run.clone(), KEYS)).collect();
+            keys.runs.iter().flat_map(|run| k.place.blocks(run.clone(), KEYS, KEY_STEP)).collect();
         if blocks.is_empty() || tiles.is_empty() {
             return;
         }

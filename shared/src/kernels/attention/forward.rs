@@ -14,12 +14,16 @@ use crate::kernels::gemm::{
     Matrix, Output, PackedLeft, Rows, SLACK, Start, arrange, multiply, threads,
 };
 
-/// Keys of a tile. With the queries of a block its scores take 64 KiB, a sixteenth of a usual
+/// Most keys of a tile. With the queries of a block its scores take 66 KiB, a sixteenth of a usual
 /// second-level cache.
-const KEYS: usize = 256;
+pub(super) const KEYS: usize = 264;
 
-/// Queries of a block.
-const QUERIES: usize = 64;
+/// Tiles have a multiple of so many keys, the rows of the largest register tile.
+pub(super) const KEY_STEP: usize = 12;
+
+/// Most queries of a block. In the backward pass they are the depth of the products that give the
+/// gradients of keys and values.
+pub(super) const QUERIES: usize = 64;
 
 /// Floating-point operations of all scores, or of their products with the values.
 pub(super) fn flops(operands: &Operands<f32>, jobs: &[Vec<Job>]) -> usize {
@@ -211,7 +215,7 @@ impl Scratch {
         let Operands { q, k, v, scale, .. } = operands;
         let scale_log2 = (scale * LOG2_E) as f32;
         let tiles: Vec<Range<usize>> =
-            keys.iter().flat_map(|run| k.place.blocks(run.clone(), KEYS)).collect();
+            keys.iter().flat_map(|run| k.place.blocks(run.clone(), KEYS, KEY_STEP)).collect();
         if self.tiles.len() < tiles.len() {
             self.tiles.resize_with(tiles.len(), Tile::default);
         }
@@ -220,7 +224,7 @@ impl Scratch {
             packed.values.pack(v.matrix(tile).t());
         }
         let size = v.place.size;
-        for block in q.place.blocks(queries, QUERIES) {
+        for block in q.place.blocks(queries, QUERIES, LANES) {
             let count = block.len();
             let columns = count.next_multiple_of(LANES);
             transpose(q.matrix(&block), &mut self.queries);

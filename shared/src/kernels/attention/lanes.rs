@@ -1,5 +1,5 @@
 //! Attention over frames in `f32`, in which every position attends for itself: 16 positions, side by
-//! side in memory, are 16 lanes of all computations.
+//! side in memory, are the lanes of all computations.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -18,7 +18,11 @@ use crate::kernels::isa::dispatch;
 /// Rows and columns of the blocks that products are computed in.
 const BLOCK: usize = 4;
 
-/// Positions of an item, all of its heads.
+/// Positions that are read and written together. Every channel of every frame of a chunk may be in a
+/// memory page of its own, which takes longer to find than to read.
+const CHUNK: usize = 4 * LANES;
+
+/// Positions of all items.
 #[derive(Clone, Copy)]
 pub(super) struct Positions {
     pub(super) items: usize,
@@ -34,15 +38,22 @@ struct Chunk {
     count: usize,
 }
 
+impl Chunk {
+    /// Number of groups of lanes.
+    fn groups(self) -> usize {
+        self.count.div_ceil(LANES)
+    }
+}
+
 impl Positions {
     /// Calls `work` with chunks of positions for all heads, on all threads.
     fn for_each(self, heads: usize, flops_each: usize, work: impl Fn(Chunk) + Sync + Send) {
-        let chunks = self.of_item.div_ceil(LANES);
+        let chunks = self.of_item.div_ceil(CHUNK);
         let count = self.items * heads * chunks;
         threads::for_each(count, count * flops_each, |task| {
             let (at, head, item) =
-                (task % chunks * LANES, task / chunks % heads, task / chunks / heads);
-            let count = LANES.min(self.of_item - at);
+                (task % chunks * CHUNK, task / chunks % heads, task / chunks / heads);
+            let count = CHUNK.min(self.of_item - at);
             work(Chunk { first: item * self.of_item + at, head, count });
         });
     }
@@ -54,15 +65,18 @@ impl Positions {
 /// Positions must lie side by side in all operands and the output, whose place must lie within its memory,
 /// which nobody else may access meanwhile.
 pub(super) unsafe fn forward(operands: Operands<f32>, positions: Positions, output: Target) {
-    let flops = 4 * LANES * operands.queries * operands.keys * operands.k.place.size;
+    let flops = 4 * CHUNK * operands.queries * operands.keys * operands.k.place.size;
     positions.for_each(operands.heads, flops, |chunk| {
         Scratch::with(|scratch| {
-            scratch.weigh(operands, chunk);
-            let Scratch { v, weights, output: result, .. } = scratch;
-            let (queries, keys, size) = (operands.queries, operands.keys, operands.v.place.size);
-            multiply(Lanes::rows(weights, queries, keys), Lanes::rows(v, keys, size).t(), result);
+            let Scratch { q, k, v, weights, outputs: [result, ..], .. } = scratch;
+            let [q, k, v] = load_operands(operands, chunk, [q, k, v]);
+            result.resize(operands.queries, operands.v.place.size);
+            for group in 0..chunk.groups() {
+                weigh(q.of(group), k.of(group), weights);
+                multiply(weights.of(0), v.of(group).t(), result.of_mut(group));
+            }
             // SAFETY: as the caller promises; chunks have positions of their own.
-            unsafe { store(result, queries, chunk, output, 1.0) };
+            unsafe { result.store(chunk, output, 1.0) };
         });
     });
 }
@@ -78,42 +92,48 @@ pub(super) unsafe fn backward(
     dy: Operand<f32>,
     targets: Targets,
 ) {
-    let flops = 10 * LANES * operands.queries * operands.keys * operands.k.place.size;
+    let flops = 10 * CHUNK * operands.queries * operands.keys * operands.k.place.size;
     let (queries, keys) = (operands.queries, operands.keys);
     let (size, value_size) = (operands.k.place.size, operands.v.place.size);
     positions.for_each(operands.heads, flops, |chunk| {
         Scratch::with(|scratch| {
-            scratch.weigh(operands, chunk);
-            load(dy, queries, chunk, 1.0, &mut scratch.gradient);
-            let Scratch { q, k, v, weights, gradient, products, output } = scratch;
-            let gradient = Lanes::rows(gradient, queries, value_size);
-            multiply(gradient, Lanes::rows(v, keys, value_size), products);
-            // SAFETY (three times): as the caller promises; chunks have positions of their own.
-            multiply(Lanes::rows(weights, queries, keys).t(), gradient.t(), output);
-            unsafe { store(output, keys, chunk, targets.v, 1.0) };
-            let count = queries * keys * LANES;
-            let (weights, slopes) = (&weights[..count], &mut products[..count]);
-            dispatch(Differentiate { weights, products: slopes, keys });
-            let slopes = Lanes::rows(products, queries, keys);
-            multiply(slopes, Lanes::rows(k, keys, size).t(), output);
-            unsafe { store(output, queries, chunk, targets.q, operands.scale as f32) };
-            // The queries come with the factor that makes powers of 2.
-            multiply(slopes.t(), Lanes::rows(q, queries, size).t(), output);
-            unsafe { store(output, keys, chunk, targets.k, LN_2 as f32) };
+            let Scratch { q, k, v, gradient, weights, products, outputs: [dq, dk, dv] } = scratch;
+            let [q, k, v] = load_operands(operands, chunk, [q, k, v]);
+            gradient.load(dy, queries, chunk, 1.0);
+            products.resize(queries, keys);
+            dq.resize(queries, size);
+            dk.resize(keys, size);
+            dv.resize(keys, value_size);
+            for group in 0..chunk.groups() {
+                weigh(q.of(group), k.of(group), weights);
+                multiply(gradient.of(group), v.of(group), products.of_mut(0));
+                multiply(weights.of(0).t(), gradient.of(group).t(), dv.of_mut(group));
+                let (weights, products_mut) = (weights.of(0).data, products.of_mut(0));
+                dispatch(Differentiate { weights, products: products_mut, keys });
+                multiply(products.of(0), k.of(group).t(), dq.of_mut(group));
+                multiply(products.of(0).t(), q.of(group).t(), dk.of_mut(group));
+            }
+            // SAFETY: as the caller promises; chunks have positions of their own. The queries came
+            // with the factor that makes powers of 2.
+            unsafe {
+                dq.store(chunk, targets.q, operands.scale as f32);
+                dk.store(chunk, targets.k, LN_2 as f32);
+                dv.store(chunk, targets.v, 1.0);
+            }
         });
     });
 }
 
-/// The memory of a thread: all matrices have [`LANES`] numbers for each element.
+/// The memory of a thread.
 #[derive(Default)]
 struct Scratch {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    weights: Vec<f32>,
-    gradient: Vec<f32>,
-    products: Vec<f32>,
-    output: Vec<f32>,
+    q: Groups,
+    k: Groups,
+    v: Groups,
+    gradient: Groups,
+    weights: Groups,
+    products: Groups,
+    outputs: [Groups; 3],
 }
 
 impl Scratch {
@@ -123,45 +143,94 @@ impl Scratch {
         }
         SCRATCH.with_borrow_mut(work);
     }
-
-    /// Loads a chunk and computes its weights.
-    fn weigh(&mut self, operands: Operands<f32>, chunk: Chunk) {
-        let (queries, keys, size) = (operands.queries, operands.keys, operands.q.place.size);
-        let scale = (operands.scale * LOG2_E) as f32;
-        load(operands.q, queries, chunk, scale, &mut self.q);
-        load(operands.k, keys, chunk, 1.0, &mut self.k);
-        load(operands.v, keys, chunk, 1.0, &mut self.v);
-        let (q, k) = (Lanes::rows(&self.q, queries, size), Lanes::rows(&self.k, keys, size));
-        multiply(q, k, &mut self.weights);
-        let scores = &mut self.weights[..queries * keys * LANES];
-        dispatch(Softmax { scores, keys });
-    }
 }
 
-/// Loads `factor` times all channels of a chunk; lanes that are left over are 0.
-fn load(operand: Operand<f32>, tokens: usize, chunk: Chunk, factor: f32, out: &mut Vec<f32>) {
-    let operand = operand.of_head(chunk.first, chunk.head);
-    let size = operand.place.size;
-    out.clear();
-    out.resize(tokens * size * LANES, 0.0);
-    for (i, out) in out.chunks_exact_mut(LANES).enumerate() {
-        let from = &operand.data[operand.place.at(i / size, i % size)..][..chunk.count];
-        out.iter_mut().zip(from).for_each(|(out, x)| *out = factor * x);
-    }
+/// Loads queries (with the factor that makes their scores those of powers of 2), keys and values.
+fn load_operands<'a>(
+    operands: Operands<f32>,
+    chunk: Chunk,
+    [q, k, v]: [&'a mut Groups; 3],
+) -> [&'a Groups; 3] {
+    q.load(operands.q, operands.queries, chunk, (operands.scale * LOG2_E) as f32);
+    k.load(operands.k, operands.keys, chunk, 1.0);
+    v.load(operands.v, operands.keys, chunk, 1.0);
+    [q, k, v]
 }
 
-/// Writes `factor` times all channels of a chunk.
-///
-/// # Safety
-/// The chunk must lie within the target, and nobody else may access it meanwhile.
-unsafe fn store(values: &[f32], tokens: usize, chunk: Chunk, target: Target, factor: f32) {
-    let target = target.of_head(chunk.first, chunk.head);
-    let size = target.place.size;
-    for (i, values) in values.chunks_exact(LANES).enumerate().take(tokens * size) {
-        let offset = target.place.at(i / size, i % size);
-        // SAFETY: as the caller promises.
-        let to = unsafe { std::slice::from_raw_parts_mut(target.data.add(offset), chunk.count) };
-        to.iter_mut().zip(values).for_each(|(to, x)| *to = factor * x);
+/// Computes the weights of a group.
+fn weigh(q: Lanes, k: Lanes, weights: &mut Groups) {
+    weights.resize(q.rows, k.rows);
+    multiply(q, k, weights.of_mut(0));
+    dispatch(Softmax { scores: weights.of_mut(0), keys: k.rows });
+}
+
+/// A matrix for each group of [`LANES`] positions of a chunk, one after the other.
+#[derive(Default)]
+struct Groups {
+    data: Vec<f32>,
+    rows: usize,
+    columns: usize,
+}
+
+impl Groups {
+    /// Makes room for matrices of another size, in the place of what was there.
+    fn resize(&mut self, rows: usize, columns: usize) {
+        (self.rows, self.columns) = (rows, columns);
+        let count = rows * columns * CHUNK;
+        if self.data.len() < count {
+            self.data.resize(count, 0.0);
+        }
+    }
+
+    /// Loads `factor` times all channels of a chunk. Lanes that are left over keep what they hold.
+    fn load(&mut self, operand: Operand<f32>, tokens: usize, chunk: Chunk, factor: f32) {
+        let operand = operand.of_head(chunk.first, chunk.head);
+        let size = operand.place.size;
+        self.resize(tokens, size);
+        for i in 0..tokens * size {
+            let from = &operand.data[operand.place.at(i / size, i % size)..][..chunk.count];
+            for (group, from) in from.chunks(LANES).enumerate() {
+                let to = &mut self.data[(group * tokens * size + i) * LANES..];
+                to.iter_mut().zip(from).for_each(|(to, x)| *to = factor * x);
+            }
+        }
+    }
+
+    /// Writes `factor` times all channels of a chunk.
+    ///
+    /// # Safety
+    /// The chunk must lie within the target, and nobody else may access it meanwhile.
+    unsafe fn store(&self, chunk: Chunk, target: Target, factor: f32) {
+        let target = target.of_head(chunk.first, chunk.head);
+        let count = self.rows * self.columns;
+        for i in 0..count {
+            let offset = target.place.at(i / self.columns, i % self.columns);
+            // SAFETY: as the caller promises.
+            let to =
+                unsafe { std::slice::from_raw_parts_mut(target.data.add(offset), chunk.count) };
+            for (group, to) in to.chunks_mut(LANES).enumerate() {
+                let from = &self.data[(group * count + i) * LANES..];
+                to.iter_mut().zip(from).for_each(|(to, x)| *to = factor * x);
+            }
+        }
+    }
+
+    /// The matrix of a group.
+    fn of(&self, group: usize) -> Lanes<'_> {
+        let count = self.rows * self.columns * LANES;
+        Lanes {
+            data: &self.data[group * count..][..count],
+            rows: self.rows,
+            columns: self.columns,
+            row_stride: self.columns * LANES,
+            column_stride: LANES,
+        }
+    }
+
+    /// The elements of the matrix of a group.
+    fn of_mut(&mut self, group: usize) -> &mut [f32] {
+        let count = self.rows * self.columns * LANES;
+        &mut self.data[group * count..][..count]
     }
 }
 
@@ -175,13 +244,8 @@ struct Lanes<'a> {
     column_stride: usize,
 }
 
-impl<'a> Lanes<'a> {
-    /// The matrix of `rows` rows, one after the other.
-    fn rows(data: &'a [f32], rows: usize, columns: usize) -> Self {
-        assert!(rows * columns * LANES <= data.len());
-        Self { data, rows, columns, row_stride: columns * LANES, column_stride: LANES }
-    }
-
+impl Lanes<'_> {
+    /// The transpose.
     fn t(self) -> Self {
         Self {
             rows: self.columns,
@@ -194,7 +258,7 @@ impl<'a> Lanes<'a> {
 }
 
 /// Writes the product of `a` and the transpose of `b` to `out`, row by row.
-fn multiply(a: Lanes, b: Lanes, out: &mut Vec<f32>) {
+fn multiply(a: Lanes, b: Lanes, out: &mut [f32]) {
     struct Multiply<'a> {
         a: Lanes<'a>,
         b: Lanes<'a>,
@@ -224,10 +288,6 @@ fn multiply(a: Lanes, b: Lanes, out: &mut Vec<f32>) {
         }
     }
     assert_eq!(a.columns, b.columns);
-    let count = a.rows * b.rows * LANES;
-    if out.len() < count {
-        out.resize(count, 0.0);
-    }
     dispatch(Multiply { a, b, out });
 }
 

@@ -1,7 +1,9 @@
 //! Scaled dot-product attention.
 //!
 //! Scores exist in tiles of some hundred keys by some ten queries only, in the forward pass and in the
-//! backward pass, which computes them again. Queries, keys and values are read where they lie.
+//! backward pass, which computes them again: beside results and gradients, a thread holds two tiles
+//! at most, and the keys and values of one head, packed for the products. Queries, keys and values are
+//! read where they lie.
 
 mod backward;
 mod forward;
@@ -135,7 +137,7 @@ pub fn multi_head_attention(
     output_dims[axis] = v.range.len();
     let op = Attention {
         forms: [q_form, k_form, v_form],
-        holders: holders([q.of, k.of, v.of]),
+        holders: holders([q, k, v]),
         output_form: Form { layout, heads, first: 0, size: v_form.size },
         output_dims,
         queries: queries.tokens,
@@ -159,10 +161,22 @@ pub fn multi_head_attention(
     to_dtype(compute.apply_op3(&keys, &values, op)?, dtype)
 }
 
-/// For each tensor, the index of the first that is the same.
-fn holders(tensors: [&Tensor; 3]) -> [usize; 3] {
-    let first = |of: &Tensor| tensors.iter().position(|tensor| tensor.id() == of.id());
-    tensors.map(|tensor| first(tensor).unwrap_or_default())
+/// For each operand, the first whose gradient is in the same tensor: a part of its own of it.
+fn holders(operands: [&Channels; 3]) -> [usize; 3] {
+    let is_apart = |a: &Channels, b: &Channels| {
+        a.of.id() == b.of.id() && (a.range.end <= b.range.start || b.range.end <= a.range.start)
+    };
+    let mut holders = [0, 1, 2];
+    for i in 1..3 {
+        let fits = |&holder: &usize| {
+            let mut sharers = (0..i).filter(|&j| holders[j] == holder);
+            holders[holder] == holder && sharers.all(|j| is_apart(operands[i], operands[j]))
+        };
+        if let Some(holder) = (0..i).find(fits) {
+            holders[i] = holder;
+        }
+    }
+    holders
 }
 
 fn form(what: &str, channels: &Channels, options: &AttentionOptions) -> Result<Form> {

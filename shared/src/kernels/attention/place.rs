@@ -164,21 +164,23 @@ impl Place {
     }
 
     /// The parts of `tokens` that lie in one frame and have no more than `most` tokens; all parts of a
-    /// frame are about equally large.
-    pub(super) fn blocks(&self, tokens: Range<usize>, most: usize) -> Vec<Range<usize>> {
+    /// frame are about equally large, multiples of `step` but for the last.
+    pub(super) fn blocks(
+        &self,
+        tokens: Range<usize>,
+        most: usize,
+        step: usize,
+    ) -> Vec<Range<usize>> {
         let mut blocks = vec![];
         let mut start = tokens.start;
         while start < tokens.end {
             let frame_end = (start / self.tokens_per_frame + 1) * self.tokens_per_frame;
             let end = frame_end.min(tokens.end);
             let count = (end - start).div_ceil(most);
-            let len = (end - start).div_ceil(count).next_multiple_of(BLOCK_STEP);
+            let len = (end - start).div_ceil(count).next_multiple_of(step);
             blocks.extend((start..end).step_by(len).map(|at| at..end.min(at + len)));
             start = end;
         }
         blocks
     }
 }
-
-/// Blocks have a multiple of so many tokens, the lanes of a vector.
-const BLOCK_STEP: usize = 16;

@@ -397,3 +397,37 @@ fn over_frames_every_position_attends_for_itself() {
         )
     });
 }
+
+#[test]
+fn operands_may_be_the_same_numbers() {
+    for layout in [TokenLayout::ChannelsFirst, TokenLayout::OverFrames] {
+        let options =
+            AttentionOptions { layout, heads: 2, scale: 0.5, key_padding: None, windows: None };
+        let ranges = [[0..4, 0..4, 0..4], [0..4, 2..6, 4..8], [4..8, 0..4, 0..4]];
+        for (case, ranges) in ranges.into_iter().enumerate() {
+            check::gradients(&format!("{layout:?} {case}"), &[&[2, 3, 8, 5]], |inputs| {
+                let [q, k, v] = ranges.clone().map(|range| Channels { of: &inputs[0], range });
+                multi_head_attention(&q, &k, &v, &options)
+            });
+        }
+    }
+}
+
+#[test]
+fn half_precision_keeps_its_dtype() {
+    let x = check::normal(0, &[2, 24, 9]).to_dtype(DType::BF16).unwrap();
+    let attend = |x: &Tensor| {
+        let [q, k, v] = thirds(x, 8);
+        let layout = TokenLayout::ChannelsFirst;
+        let options =
+            AttentionOptions { layout, heads: 2, scale: 0.5, key_padding: None, windows: None };
+        multi_head_attention(&q, &k, &v, &options)
+    };
+    let y = attend(&x).unwrap();
+    assert_eq!(y.dtype(), DType::BF16);
+    let exact = attend(&x.to_dtype(DType::F64).unwrap()).unwrap();
+    for (y, exact) in check::to_vec(&y).iter().zip(check::to_vec(&exact)) {
+        assert!((y - exact).abs() < 4e-3 * exact.abs().max(1.0), "{y} {exact}");
+    }
+    assert!(attend(&x.to_dtype(DType::U32).unwrap()).is_err());
+}
