@@ -102,3 +102,44 @@ pub(crate) unsafe fn write_row_pairs<T: Copy + Send>(
     buffers.iter_mut().for_each(|buffer| unsafe { buffer.set_len(elements) });
     buffers
 }
+
+/// The rows of a result, to be written in any order.
+pub(crate) struct RowBuffer<T> {
+    memory: Vec<T>,
+    data: *mut MaybeUninit<T>,
+    count: usize,
+    len: usize,
+}
+
+// SAFETY: whoever takes a row vouches for being alone in doing so.
+unsafe impl<T: Send> Sync for RowBuffer<T> {}
+
+impl<T: Copy> RowBuffer<T> {
+    /// `count` rows of `len` elements.
+    pub(crate) fn new(count: usize, len: usize) -> Self {
+        let mut memory = Vec::with_capacity(count * len);
+        let data = memory.spare_capacity_mut().as_mut_ptr();
+        Self { memory, data, count, len }
+    }
+
+    /// Row number `row`.
+    ///
+    /// # Safety
+    /// Nobody else may hold the row.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn row(&self, row: usize) -> &mut [MaybeUninit<T>] {
+        assert!(row < self.count);
+        // SAFETY: a row of the memory, which the caller holds alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.len), self.len) }
+    }
+
+    /// The elements of all rows.
+    ///
+    /// # Safety
+    /// All of them must have been written.
+    pub(crate) unsafe fn finish(mut self) -> Vec<T> {
+        // SAFETY: the memory has room for them, and they were written.
+        unsafe { self.memory.set_len(self.count * self.len) };
+        self.memory
+    }
+}

@@ -1,7 +1,6 @@
 //! Softmax over any dimension.
 
 use std::mem::MaybeUninit;
-use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
@@ -29,31 +28,12 @@ pub fn softmax(x: &Tensor, dim: usize) -> Result<Tensor> {
     }
     let last = rank - 1;
     let rows = contiguous_rows(&to_compute_dtype("softmax", x)?.transpose(dim, last)?, last)?;
-    let y = rows.apply_op1(Softmax { padding: None })?.transpose(dim, last)?;
+    let y = rows.apply_op1(Softmax)?.transpose(dim, last)?;
     to_dtype(y, x.dtype())
 }
 
-/// Which keys are padding, for scores of `[B, .., keys]`.
-pub(super) struct KeyPadding {
-    /// Whether each key of each item is padding, `[B, keys]`.
-    pub(super) padded: Arc<[bool]>,
-    /// Rows of scores that belong to an item.
-    pub(super) rows_per_item: usize,
-}
-
-/// Softmax of `scores [B, .., keys]`, f32 or f64, over the keys that are not padding. Padding gets 0; a
-/// row that is all padding is all 0.
-pub(super) fn masked_softmax(scores: &Tensor, padding: Option<KeyPadding>) -> Result<Tensor> {
-    if scores.elem_count() == 0 {
-        return Ok(scores.clone());
-    }
-    Ok(contiguous_rows(scores, scores.rank() - 1)?.apply_op1(Softmax { padding })?)
-}
-
 /// Softmax over the last dimension.
-struct Softmax {
-    padding: Option<KeyPadding>,
-}
+struct Softmax;
 
 impl CustomOp1 for Softmax {
     fn name(&self) -> &'static str {
@@ -63,8 +43,8 @@ impl CustomOp1 for Softmax {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let leading = layout.dims().len() - 1;
         let y = match x {
-            CpuStorage::F64(_) => CpuStorage::F64(self.forward(&Rows::new(x, layout, leading)?)),
-            _ => CpuStorage::F32(self.forward(&Rows::new(x, layout, leading)?)),
+            CpuStorage::F64(_) => CpuStorage::F64(forward(&Rows::new(x, layout, leading)?)),
+            _ => CpuStorage::F32(forward(&Rows::new(x, layout, leading)?)),
         };
         Ok((y, layout.shape().clone()))
     }
@@ -80,20 +60,12 @@ impl CustomOp1 for Softmax {
     }
 }
 
-impl Softmax {
-    fn forward<T: Real>(&self, x: &Rows<'_, T>) -> Vec<T> {
-        let work = |row, y: &mut [_]| match &self.padding {
-            None => softmax_row(x.row(row), y),
-            Some(KeyPadding { padded, rows_per_item }) => {
-                let padded = &padded[row / rows_per_item * x.len()..][..x.len()];
-                masked_row(x.row(row), padded, y);
-            }
-        };
-        // SAFETY: `softmax_row` and `masked_row` write every element of their row.
-        #[allow(unsafe_code)]
-        unsafe {
-            parallel::write_rows(x.count(), x.len(), work)
-        }
+fn forward<T: Real>(x: &Rows<'_, T>) -> Vec<T> {
+    let work = |row, y: &mut [_]| softmax_row(x.row(row), y);
+    // SAFETY: `softmax_row` writes every element of its row.
+    #[allow(unsafe_code)]
+    unsafe {
+        parallel::write_rows(x.count(), x.len(), work)
     }
 }
 
@@ -113,18 +85,6 @@ fn backward<T: Real>(y: &Tensor, dy: &Tensor, leading: usize) -> candle_core::Re
 fn softmax_row<T: Real>(x: &[T], y: &mut [MaybeUninit<T>]) {
     let y = exp_row(x, T::largest(x), y);
     scale_row(y, T::from_f64(1.0 / T::sum(y)));
-}
-
-/// Writes all of `y = softmax(x)` over the elements that are not `padded`.
-fn masked_row<T: Real>(x: &[T], padded: &[bool], y: &mut [MaybeUninit<T>]) {
-    let lowest = T::from_f64(f64::NEG_INFINITY);
-    let masked: Vec<T> =
-        x.iter().zip(padded).map(|(&x, &padded)| if padded { lowest } else { x }).collect();
-    if padded.iter().all(|&padded| padded) {
-        y.fill(MaybeUninit::new(T::zero()));
-    } else {
-        softmax_row(&masked, y);
-    }
 }
 
 /// Writes all of `dx = y (dy - sum(y dy))`.

@@ -44,6 +44,21 @@ pub(crate) fn activate_in_place<T: Smooth>(activation: Activation, x: &mut [T]) 
     }
 }
 
+/// Replaces every element of `x`, an input of `activation`, by the derivative there times `dy`.
+pub(crate) fn differentiate_in_place<T: Smooth>(activation: Activation, x: &mut [T], dy: &[T]) {
+    if activation.is_output_differentiable() {
+        activate_in_place(activation, x);
+    }
+    match activation {
+        Activation::Identity => x.copy_from_slice(dy),
+        Activation::Relu => dispatch(ProductInPlace { x, dy, derivative: relu_derivative }),
+        Activation::Silu => dispatch(ProductInPlace { x, dy, derivative: silu_derivative }),
+        Activation::Gelu => dispatch(ProductInPlace { x, dy, derivative: gelu_derivative }),
+        Activation::Tanh => dispatch(ProductInPlace { x, dy, derivative: tanh_derivative }),
+        Activation::Sigmoid => dispatch(ProductInPlace { x, dy, derivative: sigmoid_derivative }),
+    }
+}
+
 /// `dy` times the derivative of `activation` at `point`: its output where
 /// [`Activation::is_output_differentiable`], else its input.
 pub(super) fn gradient<T: Smooth>(point: &Rows<T>, dy: &Rows<T>, activation: Activation) -> Vec<T> {
@@ -68,7 +83,7 @@ pub(super) fn gradient<T: Smooth>(point: &Rows<T>, dy: &Rows<T>, activation: Act
     }
 }
 
-// The three loops. They are operations of `rten_simd` only for being compiled for each instruction
+// The loops. They are operations of `rten_simd` only for being compiled for each instruction
 // set; the compiler vectorises them, as the functions are inlined.
 
 /// `y = function(x)`.
@@ -119,6 +134,24 @@ impl<T: Smooth, F: Fn(T) -> T> SimdOp for Product<'_, T, F> {
     fn eval<I: Isa>(self, _: I) {
         for ((dx, &point), &dy) in self.dx.iter_mut().zip(self.point).zip(self.dy) {
             dx.write(dy * (self.derivative)(point));
+        }
+    }
+}
+
+/// `x = dy derivative(x)`.
+struct ProductInPlace<'a, T, F> {
+    x: &'a mut [T],
+    dy: &'a [T],
+    derivative: F,
+}
+
+impl<T: Smooth, F: Fn(T) -> T> SimdOp for ProductInPlace<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _: I) {
+        for (x, &dy) in self.x.iter_mut().zip(self.dy) {
+            *x = dy * (self.derivative)(*x);
         }
     }
 }

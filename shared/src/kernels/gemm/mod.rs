@@ -93,6 +93,11 @@ impl PackedLeft {
     pub fn rows(&self) -> usize {
         self.rows
     }
+
+    /// Number of columns.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
 }
 
 /// A right matrix, read a panel at a time.

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
 
 use super::row_sets::{Normalise, RowSets, Source, Statistics};
+use crate::kernels::activation::Activation;
 use crate::kernels::real::Real;
 use crate::kernels::rows::{Rows, contiguous_rows};
 use crate::kernels::{to_compute_dtype, to_dtype};
@@ -137,7 +138,8 @@ fn normalise(
     let apply = |x: &Tensor| -> Result<Tensor> {
         let x = contiguous_rows(x, 2)?;
         let sets = RowSets::channels(x.dim(0)?, x.dim(1)?);
-        Ok(x.apply_op3(&weight, &bias, Normalise { sets, eps, source })?)
+        let activation = Activation::Identity;
+        Ok(x.apply_op3(&weight, &bias, Normalise { sets, leading: 2, eps, source, activation })?)
     };
     let y = if x.dims()[2..].iter().product::<usize>() < SHORT_ROW {
         let channels_first =

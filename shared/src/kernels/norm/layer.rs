@@ -2,11 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
 use super::moments::Moments;
-use crate::kernels::parallel;
+use crate::kernels::parallel::{self, RowBuffer};
 use crate::kernels::real::Real;
 use crate::kernels::rows::{Rows, contiguous_rows};
 use crate::kernels::softmax::product_row;
@@ -29,22 +30,45 @@ pub fn layer_norm(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = to_compute_dtype("layer norm", x)?;
+    let [weight, bias] = vectors(&x, weight, bias)?;
+    if x.elem_count() == 0 {
+        return to_dtype(x, dtype);
+    }
+    let rows = contiguous_rows(&x, x.rank() - 1)?;
+    to_dtype(rows.apply_op3(&weight, &bias, LayerNorm { eps, ready: None })?, dtype)
+}
+
+/// Weight and bias for `x [.., C]`.
+pub(super) fn vectors(
+    x: &Tensor,
+    weight: Option<&Tensor>,
+    bias: Option<&Tensor>,
+) -> Result<[Tensor; 2]> {
     let Some(&channels) = x.dims().last() else {
         return Err(Error::shape("input of layer norm", "[.., C]", x.dims()));
     };
-    let dtype = x.dtype();
-    let compute = to_compute_dtype("layer norm", x)?;
-    let weight = super::vector("weight of layer norm", weight, 1.0, channels, &compute)?;
-    let bias = super::vector("bias of layer norm", bias, 0.0, channels, &compute)?;
-    if x.elem_count() == 0 {
-        return Ok(x.clone());
-    }
-    let rows = contiguous_rows(&compute, x.rank() - 1)?;
-    to_dtype(rows.apply_op3(&weight, &bias, LayerNorm { eps })?, dtype)
+    let weight = super::vector("weight of layer norm", weight, 1.0, channels, x)?;
+    let bias = super::vector("bias of layer norm", bias, 0.0, channels, x)?;
+    Ok([weight, bias])
 }
 
-struct LayerNorm {
-    eps: f64,
+/// A norm that was computed together with its input.
+pub(super) type Ready = Arc<Mutex<Option<CpuStorage>>>;
+
+/// The mean of a row and the reciprocal of its standard deviation.
+pub(super) fn statistics<T: Real>(x: &[T], eps: f64) -> (T, T) {
+    let moments = Moments::of(x);
+    let inverse_std = 1.0 / (moments.variance() + eps).sqrt();
+    (T::from_f64(moments.mean), T::from_f64(inverse_std))
+}
+
+/// The operation that normalises rows of `x [.., C]`, then applies `weight [C]` and `bias [C]`.
+pub(super) struct LayerNorm {
+    pub(super) eps: f64,
+    /// Where the result was left, if it was computed together with the input.
+    pub(super) ready: Option<Ready>,
 }
 
 impl CustomOp3 for LayerNorm {
@@ -61,6 +85,13 @@ impl CustomOp3 for LayerNorm {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let ready = self
+            .ready
+            .as_ref()
+            .and_then(|ready| ready.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(y) = ready {
+            return Ok((y, x_layout.shape().clone()));
+        }
         let leading = x_layout.dims().len() - 1;
         let y = match x {
             CpuStorage::F64(_) => CpuStorage::F64(self.forward(
@@ -97,18 +128,11 @@ impl LayerNorm {
     fn forward<T: Real>(&self, x: &Rows<'_, T>, weight: &[T], bias: &[T]) -> Vec<T> {
         let work = |row, y: &mut [_]| {
             let x = x.row(row);
-            let (pivot, inverse_std) = self.statistics(x);
+            let (pivot, inverse_std) = statistics(x, self.eps);
             scale_row(x, pivot, inverse_std, weight, bias, y);
         };
         // SAFETY: `scale_row` writes its whole row.
         unsafe { parallel::write_rows(x.count(), x.len(), work) }
-    }
-
-    /// The mean and the reciprocal of the standard deviation of a row.
-    fn statistics<T: Real>(&self, x: &[T]) -> (T, T) {
-        let moments = Moments::of(x);
-        let inverse_std = 1.0 / (moments.variance() + self.eps).sqrt();
-        (T::from_f64(moments.mean), T::from_f64(inverse_std))
     }
 
     /// With `x^ = (x - mean) / std` and `g = weight dy`, over the `C` elements of a row:
@@ -124,10 +148,7 @@ impl LayerNorm {
         let leading = x.rank() - 1;
         let (dx, [dweight, dbias]) = Rows::<T>::of(x, leading, |x| {
             Rows::<T>::of(dy, leading, |dy| {
-                Rows::<T>::of(weight, 0, |weight| {
-                    let dx = self.input_gradient(&x, &dy, weight.row(0));
-                    Ok((dx, self.vector_gradients(&x, &dy)))
-                })
+                Rows::<T>::of(weight, 0, |weight| Ok(self.gradients(&x, &dy, weight.row(0))))
             })
         })?;
         let vector = |of: &Tensor, values: Vec<f64>| -> candle_core::Result<Option<Tensor>> {
@@ -138,46 +159,45 @@ impl LayerNorm {
         Ok((Some(dx), vector(weight, dweight)?, vector(bias, dbias)?))
     }
 
-    fn input_gradient<T: Real>(&self, x: &Rows<'_, T>, dy: &Rows<'_, T>, weight: &[T]) -> Vec<T> {
-        let work = |row, dx: &mut [MaybeUninit<T>]| {
-            let (x, dy) = (x.row(row), dy.row(row));
-            let (pivot, inverse_std) = self.statistics(x);
-            let dx = product_row(weight, dy, T::zero(), dx);
-            let scale = inverse_std.to_f64();
-            let [sum, product] = T::sums(x, pivot, dx, T::zero());
-            let mean = T::from_f64(sum / x.len() as f64);
-            let slope = T::from_f64(product * scale * scale / x.len() as f64);
-            finish_row(x, pivot, [inverse_std, mean, slope], dx);
-        };
-        // SAFETY: `product_row` writes its whole row.
-        unsafe { parallel::write_rows(x.count(), x.len(), work) }
-    }
-
-    /// The gradients of weight and bias.
-    fn vector_gradients<T: Real>(&self, x: &Rows<'_, T>, dy: &Rows<'_, T>) -> [Vec<f64>; 2] {
-        let blocks = x.count().div_ceil(BLOCK_ROWS);
-        let partial = parallel::map_rows(blocks, BLOCK_ROWS * x.len(), |block| {
-            let [mut products, mut sums] = [0, 1].map(|_| vec![T::zero(); x.len()]);
-            for row in block * BLOCK_ROWS..x.count().min((block + 1) * BLOCK_ROWS) {
+    /// The gradients of the input, and of weight and bias.
+    fn gradients<T: Real>(
+        &self,
+        x: &Rows<'_, T>,
+        dy: &Rows<'_, T>,
+        weight: &[T],
+    ) -> (Vec<T>, [Vec<f64>; 2]) {
+        let (count, len) = (x.count(), x.len());
+        let rows = RowBuffer::new(count, len);
+        let blocks = parallel::map_rows(count.div_ceil(BLOCK_ROWS), BLOCK_ROWS * len, |block| {
+            let [mut products, mut sums] = [0, 1].map(|_| vec![T::zero(); len]);
+            for row in block * BLOCK_ROWS..count.min((block + 1) * BLOCK_ROWS) {
                 let (x, dy) = (x.row(row), dy.row(row));
-                let (pivot, inverse_std) = self.statistics(x);
-                add_row(x, pivot, inverse_std, dy, &mut products, &mut sums);
+                let (pivot, inverse_std) = statistics(x, self.eps);
+                accumulate_row(x, pivot, inverse_std, dy, &mut products, &mut sums);
+                // SAFETY: each row is in one block.
+                let dx = product_row(weight, dy, T::zero(), unsafe { rows.row(row) });
+                let [sum, product] = T::sums(x, pivot, dx, T::zero());
+                let scale = inverse_std.to_f64();
+                let mean = T::from_f64(sum / len as f64);
+                let slope = T::from_f64(product * scale * scale / len as f64);
+                finish_row(x, pivot, [inverse_std, mean, slope], dx);
             }
             [products, sums]
         });
-        let mut total = [0, 1].map(|_| vec![0.0; x.len()]);
-        for block in partial {
+        let mut total = [0, 1].map(|_| vec![0.0; len]);
+        for block in blocks {
             for (total, block) in total.iter_mut().zip(block) {
                 total.iter_mut().zip(block).for_each(|(total, sum)| *total += sum.to_f64());
             }
         }
-        total
+        // SAFETY: `product_row` wrote every row.
+        (unsafe { rows.finish() }, total)
     }
 }
 
 vectorised! {
     /// Writes all of `y = (x - pivot) scale weight + bias`.
-    fn scale_row<T: Real>(
+    pub(super) fn scale_row<T: Real>(
         x: &[T],
         pivot: T,
         scale: T,
@@ -199,7 +219,7 @@ vectorised! {
     }
 
     /// Adds `dy (x - pivot) scale` to `products` and `dy` to `sums`.
-    fn add_row<T: Real>(
+    fn accumulate_row<T: Real>(
         x: &[T],
         pivot: T,
         scale: T,

@@ -8,11 +8,15 @@ mod batch;
 mod group;
 mod layer;
 mod moments;
+mod positions;
+mod residual;
 mod row_sets;
 
 pub use batch::{BatchStatistics, batch_norm_eval, batch_norm_train};
-pub use group::group_norm;
+pub use group::{GroupNormOptions, group_norm, group_norm_with};
 pub use layer::layer_norm;
+pub use positions::group_norm_of_positions;
+pub use residual::{add_layer_norm, layer_norm_of_sum};
 
 use candle_core::Tensor;
 
