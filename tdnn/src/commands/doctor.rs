@@ -25,6 +25,8 @@ struct Outcome {
     instruction_sets: Vec<&'static str>,
     /// Of the sets that kernels are compiled for, the one that is used.
     kernels: &'static str,
+    /// All of them that this processor has, best last.
+    available_kernels: Vec<&'static str>,
     ffmpeg: Option<String>,
     model: String,
     /// Cosine of the embedding of a synthetic signal with the one stored in the model.
@@ -41,11 +43,11 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         threads: device::set_threads(common.threads)?,
         instruction_sets: device::instruction_sets(),
         kernels: isa::chosen()?.name(),
+        available_kernels: InstructionSet::available().map(InstructionSet::name).collect(),
         ffmpeg: device::ffmpeg_version(),
         model: model::name(options.model.as_deref()),
         self_test: model.self_test(verifier.embedder())?,
     };
-    let kernels: Vec<_> = InstructionSet::available().map(InstructionSet::name).collect();
     let text = format!(
         "tdnn            {}\ndevice          {}\nthreads         {}\ninstructions    {}\nkernels         {} of {}\nFFmpeg          {}\nmodel           {}\nself-test       passed, cosine {:.6}",
         outcome.version,
@@ -53,7 +55,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         outcome.threads,
         outcome.instruction_sets.join(", "),
         outcome.kernels,
-        kernels.join(", "),
+        outcome.available_kernels.join(", "),
         outcome.ffmpeg.as_deref().unwrap_or("not in this build (feature `video`); Opus needs it"),
         outcome.model,
         outcome.self_test

@@ -108,11 +108,19 @@ fn is_noise(name: &str) -> bool {
     ["bnpool.bn.bias", "linear.linear.bias", ".k31"].iter().any(|noise| name.ends_with(noise))
 }
 
-/// Largest difference to allow in a gradient that is zero but for rounding.
+/// Largest difference to allow in a gradient that is zero but for rounding: what cancels in it are
+/// products as large as the gradients of the layer's other parameters, of which f32 keeps 7 digits.
 fn noise_of_gradient(case: &Case, name: &str) -> Result<f64> {
-    let largest =
-        case.array(&format!("out64.{name}"))?.values.iter().fold(0.0f64, |a, b| a.max(b.abs()));
-    Ok(1e-6 + 1e-4 * largest)
+    let largest = |name: &str| -> Result<f64> {
+        Ok(case.array(name)?.values.iter().fold(0.0f64, |a, b| a.max(b.abs())))
+    };
+    let (layer, _) = name.rsplit_once('.').context("a parameter without a layer")?;
+    let prefix = format!("out64.{layer}.");
+    let mut cancelled = 0.0f64;
+    for parameter in case.names(&prefix) {
+        cancelled = cancelled.max(largest(&format!("{prefix}{parameter}"))?);
+    }
+    Ok(1e-6 + 1e-4 * largest(&format!("out64.{name}"))? + 1e-6 * cancelled)
 }
 
 /// The head with the case's weight `name`, and its parameter.

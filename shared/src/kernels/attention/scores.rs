@@ -196,8 +196,8 @@ pub(super) fn exp2<I: Isa>(isa: I, x: I::F32) -> I::F32 {
         0.000_153_458_12,
     ];
     let ops = isa.f32();
-    // The order lets NaN pass.
-    let x = ops.max(ops.splat(-125.0), x);
+    // Not every instruction set lets NaN pass a maximum.
+    let x = ops.select(ops.max(ops.splat(-125.0), x), x, ops.eq(x, x));
     let shifted = ops.add(x, ops.splat(ROUND));
     let r = ops.sub(x, ops.sub(shifted, ops.splat(ROUND)));
     let mut power = ops.splat(POWER[6]);

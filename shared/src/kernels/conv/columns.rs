@@ -26,15 +26,19 @@ pub(super) fn copy_padded(
     len: usize,
     out: &mut [f32],
 ) {
-    let before = position.clamp(-(len as isize), 0).unsigned_abs();
-    let first = position.max(0) as usize;
-    let inner = (len - before).min(geometry.input[2].saturating_sub(first));
     for (channel, out) in out.chunks_exact_mut(len).enumerate() {
-        out[..before].fill(0.0);
-        out[before..before + inner]
-            .copy_from_slice(&data[channel * channel_stride + first..][..inner]);
-        out[before + inner..].fill(0.0);
+        copy_run(&data[channel * channel_stride..][..geometry.input[2]], position, out);
     }
+}
+
+/// Copies the elements of `signal` from `position` on, with zeros where there is none.
+pub(super) fn copy_run(signal: &[f32], position: isize, out: &mut [f32]) {
+    let before = position.clamp(-(out.len() as isize), 0).unsigned_abs();
+    let signal = usize::try_from(position).map_or(signal, |at| signal.get(at..).unwrap_or(&[]));
+    let inner = signal.len().min(out.len() - before);
+    out[..before].fill(0.0);
+    out[before..before + inner].copy_from_slice(&signal[..inner]);
+    out[before + inner..].fill(0.0);
 }
 
 /// A column matrix that is gathered a panel at a time.
@@ -134,13 +138,7 @@ impl RightMatrix for Patches<'_> {
                 };
                 let row = &self.data[channel + d * d_stride + h * h_stride..];
                 if step == 1 && w_stride == 1 {
-                    // Zeros, elements, zeros.
-                    let before = at[2].clamp(-(out.len() as isize), 0).unsigned_abs();
-                    let first = at[2].max(0) as usize;
-                    let inner = (out.len() - before).min(w_size.saturating_sub(first));
-                    out[..before].fill(0.0);
-                    out[before..before + inner].copy_from_slice(&row[first..][..inner]);
-                    out[before + inner..].fill(0.0);
+                    copy_run(&row[..w_size], at[2], out);
                 } else {
                     for (i, out) in out.iter_mut().enumerate() {
                         let w = inside(at[2] + (i * step) as isize, w_size);

@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::{BLOCK_TILES, add, multiply_places, subtract, with_block};
 use crate::kernels::activation::{Activation, activate_in_place};
 use crate::kernels::conv::Geometry;
+use crate::kernels::conv::columns::copy_run;
 use crate::kernels::conv::view::View;
 use crate::kernels::gemm::{Output, PackedLeft, TileSize, threads};
 use crate::kernels::real::Real;
@@ -129,16 +130,8 @@ impl Elements {
                 continue;
             }
             for (place, tiles) in &self.runs {
-                let out = &mut elements[tiles.clone()];
-                let at = start + *place as isize;
-                let before = at.clamp(-(out.len() as isize), 0).unsigned_abs();
-                let first = at.max(0) as usize;
-                let inner = (out.len() - before).min(signal.length.saturating_sub(first));
-                out[..before].fill(0.0);
-                if inner > 0 {
-                    out[before..before + inner].copy_from_slice(&signal.data[first..][..inner]);
-                }
-                out[before + inner..].fill(0.0);
+                let signal = &signal.data[..signal.length];
+                copy_run(signal, start + *place as isize, &mut elements[tiles.clone()]);
             }
         }
     }
