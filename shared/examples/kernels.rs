@@ -18,7 +18,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 use shared::Result;
 use shared::device;
-use workloads::{Layer, Work, Workload, peaks, workloads};
+use workloads::{Operation, Work, Workload, peaks, workloads};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -55,7 +55,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn times(layer: &Layer, (peak_flops, peak_bytes): (f64, f64)) -> Result<Times> {
+fn times(layer: &Operation, (peak_flops, peak_bytes): (f64, f64)) -> Result<Times> {
     let variables = layer.inputs()?;
     let tracked: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
     let fixed: Vec<Tensor> = variables.iter().map(|v| v.as_detached_tensor()).collect();

@@ -7,8 +7,9 @@ use candle_core::{Device, Tensor, Var};
 use serde::Serialize;
 use shared::Result;
 use shared::nn::functional::{
-    Activation, ConvOptions, activate, avg_pool2d, batch_norm_train, conv1d, conv2d, conv3d,
-    group_norm, layer_norm, linear, matmul, scaled_dot_product_attention, upsample_nearest,
+    Activation, ConvOptions, GroupNormOptions, activate, avg_pool2d, batch_norm_train, conv1d,
+    conv2d, conv3d, group_norm_with, layer_norm_of_sum, linear, matmul,
+    scaled_dot_product_attention, upsample_nearest,
 };
 use shared::rng::Stream;
 
@@ -20,13 +21,13 @@ const NORM_GROUPS: usize = 32;
 pub struct Workload {
     pub model: &'static str,
     #[serde(flatten)]
-    pub layer: Layer,
+    pub layer: Operation,
 }
 
 /// A layer without bias, written as JSON for those who time the same elsewhere.
 #[derive(Clone, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Layer {
+pub enum Operation {
     /// On `[B, C, ..]`, a kernel size for each spatial dimension; padded to keep the size at
     /// stride 1.
     Convolution {
@@ -62,13 +63,13 @@ const fn convolution(
     outputs: usize,
     kernel: &'static [usize],
     [stride, dilation, groups]: [usize; 3],
-) -> Layer {
-    Layer::Convolution { input, outputs, kernel, stride, dilation, groups }
+) -> Operation {
+    Operation::Convolution { input, outputs, kernel, stride, dilation, groups }
 }
 
 const PLAIN: [usize; 3] = [1, 1, 1];
 
-const MM_DIFFUSION: &[Layer] = &[
+const MM_DIFFUSION: &[Operation] = &[
     // Pictures, frame by frame.
     convolution(&[16, 128, 64, 64], 128, &[3, 3], PLAIN),
     convolution(&[16, 256, 64, 64], 128, &[3, 3], PLAIN),
@@ -90,46 +91,46 @@ const MM_DIFFUSION: &[Layer] = &[
     convolution(&[1, 384, 1600], 384, &[3], [1, 16, 1]),
     convolution(&[1, 512, 400], 512, &[3], [1, 64, 1]),
     // What is between.
-    Layer::GroupNorm { input: &[16, 128, 64, 64] },
-    Layer::GroupNorm { input: &[16, 256, 32, 32] },
-    Layer::GroupNorm { input: &[16, 512, 8, 8] },
-    Layer::GroupNorm { input: &[1, 128, 25600] },
-    Layer::Attention { batch: 16, heads: 4, length: 1024, size: 64 },
-    Layer::Attention { batch: 16, heads: 4, length: 256, size: 96 },
-    Layer::Attention { batch: 16, heads: 4, length: 64, size: 128 },
-    Layer::Attention { batch: 1024, heads: 4, length: 16, size: 64 },
-    Layer::Upsample { input: &[16, 256, 32, 32] },
-    Layer::Pool { input: &[16, 128, 64, 64] },
-    Layer::Silu { elements: 16 * 128 * 64 * 64 },
+    Operation::GroupNorm { input: &[16, 128, 64, 64] },
+    Operation::GroupNorm { input: &[16, 256, 32, 32] },
+    Operation::GroupNorm { input: &[16, 512, 8, 8] },
+    Operation::GroupNorm { input: &[1, 128, 25600] },
+    Operation::Attention { batch: 16, heads: 4, length: 1024, size: 64 },
+    Operation::Attention { batch: 16, heads: 4, length: 256, size: 96 },
+    Operation::Attention { batch: 16, heads: 4, length: 64, size: 128 },
+    Operation::Attention { batch: 1024, heads: 4, length: 16, size: 64 },
+    Operation::Upsample { input: &[16, 256, 32, 32] },
+    Operation::Pool { input: &[16, 128, 64, 64] },
+    Operation::Silu { elements: 16 * 128 * 64 * 64 },
 ];
 
-const SUPER_RESOLUTION: &[Layer] = &[
+const SUPER_RESOLUTION: &[Operation] = &[
     convolution(&[1, 192, 256, 256], 192, &[3, 3], PLAIN),
     convolution(&[1, 384, 64, 64], 384, &[3, 3], PLAIN),
     convolution(&[1, 768, 8, 8], 768, &[3, 3], PLAIN),
 ];
 
-const LIGHT_HUBERT: &[Layer] = &[
+const LIGHT_HUBERT: &[Operation] = &[
     // On 10 s: the first convolutions of the extractor, and the place in time.
     convolution(&[1, 1, 160_000], 512, &[10], [5, 1, 1]),
     convolution(&[1, 512, 31_999], 512, &[3], [2, 1, 1]),
     convolution(&[1, 512, 1999], 512, &[2], [2, 1, 1]),
     convolution(&[1, 768, 499], 768, &[128], [1, 1, 16]),
-    Layer::Linear { rows: 499, inputs: 768, outputs: 768 },
-    Layer::Linear { rows: 499, inputs: 768, outputs: 3072 },
-    Layer::Linear { rows: 499, inputs: 3072, outputs: 768 },
-    Layer::Attention { batch: 1, heads: 12, length: 499, size: 64 },
-    Layer::Attention { batch: 1, heads: 12, length: 1500, size: 64 },
-    Layer::LayerNorm { rows: 499, channels: 768 },
-    Layer::LayerNorm { rows: 8 * 499, channels: 768 },
+    Operation::Linear { rows: 499, inputs: 768, outputs: 768 },
+    Operation::Linear { rows: 499, inputs: 768, outputs: 3072 },
+    Operation::Linear { rows: 499, inputs: 3072, outputs: 768 },
+    Operation::Attention { batch: 1, heads: 12, length: 499, size: 64 },
+    Operation::Attention { batch: 1, heads: 12, length: 1500, size: 64 },
+    Operation::LayerNorm { rows: 499, channels: 768 },
+    Operation::LayerNorm { rows: 8 * 499, channels: 768 },
 ];
 
-const TDNN: &[Layer] = &[
+const TDNN: &[Operation] = &[
     convolution(&[1, 80, 301], 512, &[5], PLAIN),
     convolution(&[1, 512, 301], 512, &[1], PLAIN),
     convolution(&[1, 64, 301], 64, &[3], [1, 2, 1]),
     convolution(&[1, 1536, 301], 1536, &[1], PLAIN),
-    Layer::Linear { rows: 1, inputs: 3072, outputs: 192 },
+    Operation::Linear { rows: 1, inputs: 3072, outputs: 192 },
     convolution(&[8, 512, 301], 512, &[1], PLAIN),
     convolution(&[8, 128, 301], 128, &[3], [1, 4, 1]),
     convolution(&[32, 80, 301], 512, &[5], PLAIN),
@@ -140,17 +141,17 @@ const TDNN: &[Layer] = &[
     convolution(&[32, 64, 301], 64, &[5], [1, 4, 1]),
     convolution(&[32, 128, 301], 128, &[3], [1, 3, 1]),
     convolution(&[32, 1536, 301], 1536, &[1], PLAIN),
-    Layer::Linear { rows: 32, inputs: 3072, outputs: 192 },
+    Operation::Linear { rows: 32, inputs: 3072, outputs: 192 },
     // Training on crops of 2 s.
     convolution(&[64, 256, 201], 256, &[1], PLAIN),
     convolution(&[64, 32, 201], 32, &[3], [1, 2, 1]),
     convolution(&[64, 48, 201], 48, &[5], [1, 4, 1]),
-    Layer::BatchNorm { input: &[64, 256, 201] },
+    Operation::BatchNorm { input: &[64, 256, 201] },
 ];
 
-const GENERAL: &[Layer] = &[
-    Layer::Product { batch: 1, rows: 1024, depth: 1024, columns: 1024 },
-    Layer::Product { batch: 64, rows: 256, depth: 64, columns: 256 },
+const GENERAL: &[Operation] = &[
+    Operation::Product { batch: 1, rows: 1024, depth: 1024, columns: 1024 },
+    Operation::Product { batch: 64, rows: 256, depth: 64, columns: 256 },
     convolution(&[8, 256, 400], 256, &[31], [1, 1, 256]),
 ];
 
@@ -177,7 +178,7 @@ pub enum Work {
     Bytes(f64),
 }
 
-impl Layer {
+impl Operation {
     /// Shapes of the tensors that it is applied to.
     pub fn shapes(&self) -> Vec<Vec<usize>> {
         match *self {
@@ -220,16 +221,17 @@ impl Layer {
                 let scale = (*size as f64).sqrt().recip();
                 scaled_dot_product_attention(x, &inputs[1], &inputs[2], None, scale)
             }
-            Self::GroupNorm { input } => {
-                let mut dims = vec![1; input.len()];
-                dims[..2].copy_from_slice(&input[..2]);
-                let normalised = group_norm(x, NORM_GROUPS, None, None, 1e-5)?;
-                let (scale, shift) = ((&inputs[1] + 1.0)?.reshape(&*dims)?, &inputs[2]);
-                let modulated =
-                    normalised.broadcast_mul(&scale)?.broadcast_add(&shift.reshape(&*dims)?)?;
-                activate(&modulated, Activation::Silu)
+            Self::GroupNorm { .. } => {
+                let options = GroupNormOptions {
+                    groups: NORM_GROUPS,
+                    scale: Some(&inputs[1]),
+                    shift: Some(&inputs[2]),
+                    activation: Activation::Silu,
+                    ..GroupNormOptions::default()
+                };
+                group_norm_with(x, &options)
             }
-            Self::LayerNorm { .. } => layer_norm(&(x + &inputs[1])?, None, None, 1e-5),
+            Self::LayerNorm { .. } => layer_norm_of_sum(x, &inputs[1], None, None, 1e-5),
             Self::BatchNorm { input } => {
                 let ones = Tensor::ones(input[1], x.dtype(), x.device())?;
                 Ok(batch_norm_train(x, &ones, &ones.zeros_like()?, 1e-5)?.0)
@@ -300,7 +302,7 @@ const PEAK_BYTES: usize = 1 << 28;
 /// some.
 pub fn peaks() -> Result<(f64, f64)> {
     let order = PEAK_ORDER;
-    let square = Layer::Product { batch: 1, rows: order, depth: order, columns: order };
+    let square = Operation::Product { batch: 1, rows: order, depth: order, columns: order };
     let matrices: Vec<Tensor> =
         square.inputs()?.iter().map(|input| input.as_detached_tensor()).collect();
     let source = vec![1.0f32; PEAK_BYTES / size_of::<f32>()];
