@@ -215,12 +215,12 @@ fn transformed_kernels_agree_with_f64() {
     // Enough channels for Winograd's algorithm. In time: dilations below and above the length of a
     // run, lengths that fill the last tiles and that do not, unequal padding.
     for (batch, length, dilation, padding, [inputs, outputs]) in [
-        (2, 33, 1, (1, 1), [64, 70]),
-        (1, 400, 3, (3, 3), [70, 64]),
-        (3, 150, 20, (20, 20), [64, 64]),
-        (1, 260, 64, (70, 60), [64, 65]),
-        (2, 3, 1, (0, 0), [64, 64]),
-        (1, 9, 2, (6, 5), [64, 64]),
+        (31, 33, 1, (1, 1), [64, 70]),
+        (3, 400, 3, (3, 3), [70, 64]),
+        (7, 150, 20, (20, 20), [64, 64]),
+        (3, 380, 64, (70, 60), [64, 65]),
+        (300, 4, 1, (1, 1), [64, 64]),
+        (64, 9, 2, (6, 5), [64, 64]),
     ] {
         let options = ConvOptions {
             dilation: [dilation],
@@ -229,6 +229,8 @@ fn transformed_kernels_agree_with_f64() {
             ..Default::default()
         };
         let shapes: [&[usize]; 3] = [&[batch, inputs, length], &[outputs, inputs, 3], &[outputs]];
+        let geometry = Geometry::new(shapes[0], shapes[1], &options).unwrap();
+        assert!(winograd::Tiles::of(&geometry).is_some(), "{shapes:?}");
         check::f32_agrees_with_f64(&format!("{shapes:?} {options:?}"), &shapes, |inputs| {
             conv1d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
         });
@@ -238,10 +240,10 @@ fn transformed_kernels_agree_with_f64() {
     let cases = [
         ([2, 1, 17, 40], [70, 65], [(1, 1), (1, 1)]),
         ([1, 3, 16, 16], [96, 64], [(0, 0), (2, 1)]),
-        ([2, 2, 7, 5], [64, 75], [(2, 2), (0, 1)]),
+        ([9, 2, 7, 5], [64, 75], [(2, 2), (0, 1)]),
         ([1, 1, 3, 200], [64, 64], [(1, 1), (1, 1)]),
-        ([2, 1, 1, 1], [64, 64], [(1, 1), (1, 1)]),
-        ([1, 1, 4, 4], [67, 64], [(5, 3), (4, 6)]),
+        ([130, 1, 1, 1], [64, 64], [(1, 1), (1, 1)]),
+        ([5, 1, 4, 4], [67, 64], [(5, 3), (4, 6)]),
     ];
     for ([batch, frames, height, width], [inputs, outputs], [lines, columns]) in cases {
         let options = ConvOptions {
@@ -251,6 +253,8 @@ fn transformed_kernels_agree_with_f64() {
         };
         let shapes: [&[usize]; 3] =
             [&[batch, inputs, frames, height, width], &[outputs, inputs, 1, 3, 3], &[outputs]];
+        let geometry = Geometry::new(shapes[0], shapes[1], &options).unwrap();
+        assert!(winograd::Tiles::of(&geometry).is_some(), "{shapes:?}");
         check::f32_agrees_with_f64(&format!("{shapes:?} {options:?}"), &shapes, |inputs| {
             conv3d(&inputs[0], &inputs[1], Some(&inputs[2]), &options)
         });

@@ -29,7 +29,7 @@ pub(super) fn share_of_use(geometry: &Geometry) -> f64 {
 }
 
 /// Tiles of an item.
-fn tiles(geometry: &Geometry) -> usize {
+pub(super) fn tiles(geometry: &Geometry) -> usize {
     let dilation = geometry.dilation[2];
     geometry.output[2].div_ceil(TILE * dilation) * dilation
 }

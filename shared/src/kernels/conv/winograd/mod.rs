@@ -25,6 +25,10 @@ use crate::kernels::vectorised::vectorised;
 /// Fewest channels, read and written, for which the products outweigh the transforms.
 const MIN_CHANNELS: usize = 64;
 
+/// Fewest tiles of a picture, and in time, for which it pays to transform the kernel.
+const MIN_SQUARES: usize = 128;
+const MIN_LINES: usize = 512;
+
 /// Tiles that are transformed at once, at most: the more, the less often the kernel is read; the
 /// fewer, the longer they stay in the cache.
 const BLOCK_TILES: usize = 64;
@@ -51,9 +55,11 @@ impl Tiles {
         let is_picture = geometry.kernel == [1, 3, 3]
             && geometry.dilation == [1; 3]
             && geometry.padding_before[0] == 0
-            && geometry.input[0] == geometry.output[0];
+            && geometry.input[0] == geometry.output[0]
+            && square::tiles(geometry) >= MIN_SQUARES;
         let is_signal = geometry.kernel == [1, 1, 3]
             && geometry.is_signal()
+            && geometry.batch * line::tiles(geometry) >= MIN_LINES
             && line::share_of_use(geometry) >= 0.75;
         match (fits, is_signal, is_picture) {
             (true, true, _) => Some(Self::Line),

@@ -67,6 +67,11 @@ impl Tiling {
     }
 }
 
+/// Tiles of all items.
+pub(super) fn tiles(geometry: &Geometry) -> usize {
+    geometry.batch * Tiling::new(geometry).count()
+}
+
 /// The convolution of `x` with a transformed kernel, contiguous.
 pub(super) fn forward(
     x: View<f32>,
@@ -77,7 +82,7 @@ pub(super) fn forward(
 ) -> Vec<f32> {
     let (in_channels, out_channels) = (geometry.in_channels, geometry.out_channels);
     let tiling = Tiling::new(geometry);
-    let tiles = geometry.batch * tiling.count();
+    let tiles = tiles(geometry);
     let positions: usize = geometry.output.iter().product();
     let count = geometry.batch * out_channels * positions;
     let flops = 2 * PLACES * tiles * in_channels * out_channels;
