@@ -2,7 +2,7 @@
 //! a share of what this machine does at most: a product of matrices and a copy, measured first.
 //! Backward is candle's whole pass, with its accumulation of gradients.
 //!
-//! `cargo bench -p shared --bench kernels [-- FILTER]`. `tests/bench/kernels.sh` sets the same
+//! `cargo bench --workspace --bench kernels [-- FILTER]`. `tests/bench/kernels.sh` sets the same
 //! layers beside PyTorch's.
 
 mod workloads;
