@@ -107,7 +107,7 @@ mod tests {
         let origin = Path::new("test");
         let weights = Weights::loaded([].into(), origin, false, DType::F32, &Device::Cpu);
         let signals = Conv1d::new(&weights.at("1"), 64, 70, [3], true, options()).unwrap();
-        for length in [2, 9, 80] {
+        for length in [2, 9, 600] {
             let x = normal(&[2, 64, length]);
             let expected = conv1d(&x, signals.weight(), signals.bias(), &options()).unwrap();
             for layer in [&signals, &signals, &signals.clone()] {
@@ -118,7 +118,7 @@ mod tests {
         let options = ConvOptions { padding: [(1, 1); 2], ..Default::default() };
         let pictures = Conv2d::new(&weights.at("2"), 64, 64, [3, 3], false, options.clone());
         let pictures = pictures.unwrap();
-        for width in [1, 12] {
+        for width in [1, 30] {
             let x = normal(&[2, 64, 10, width]);
             let expected = conv2d(&x, pictures.weight(), None, &options).unwrap();
             for layer in [&pictures, &pictures] {

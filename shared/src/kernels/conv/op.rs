@@ -262,8 +262,8 @@ fn run(
         _ => {
             let (a, b) = (View::new(a.0, a.1)?, View::new(b.0, b.1)?);
             let bias = bias.map(|(bias, layout)| contiguous_slice(bias, layout)).transpose()?;
-            let (a, b, geometry) = &over_time(pass, a, b, geometry);
-            let (a, b) = (*a, *b);
+            let (a, b, geometry) = over_time(pass, a, b, geometry);
+            let geometry = &*geometry;
             CpuStorage::F32(match pass {
                 Pass::Forward(activation, Some(packed)) => {
                     fast::forward(a, packed.get(b, geometry), bias, geometry, activation)
