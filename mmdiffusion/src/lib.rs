@@ -1,1 +1,5 @@
-//! MM-Diffusion (Ruan et al., CVPR 2023), joint audio-video diffusion. Not built yet.
+//! MM-Diffusion (Ruan et al., CVPR 2023): joint diffusion of sound and picture.
+
+pub mod pair;
+
+pub use pair::{Denoiser, Pair};
