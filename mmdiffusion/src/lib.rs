@@ -1,5 +1,13 @@
 //! MM-Diffusion (Ruan et al., CVPR 2023): joint diffusion of sound and picture.
 
+pub mod config;
+pub mod layers;
 pub mod pair;
+pub mod super_resolution;
+pub mod time_embedding;
+pub mod unet;
 
+pub use config::{DiffusionFlags, SuperResolutionConfig, UnetConfig};
 pub use pair::{Denoiser, Pair};
+pub use super_resolution::SuperResolutionUnet;
+pub use unet::{CoupledDenoiser, CoupledUnet, Shifts};

@@ -3,7 +3,8 @@
 //!
 //! A case is a safetensors file. Metadata: `kind` says what it tests, `config` (JSON) the sizes,
 //! `files` the checkpoints that it loads, `weights_from` the file of the same folder with its
-//! weights. Tensors: `w.*` weights, `in.*` inputs, `out.*` results in f32, `out64.*` in f64.
+//! weights, `tolerance_f32_vs_f64` how far the reference's f32 is from its f64. Tensors: `w.*`
+//! weights, `in.*` inputs, `out.*` results in f32, `out64.*` in f64, `mid.*` intermediate results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -50,13 +51,14 @@ impl Array {
         let values = match view.dtype() {
             Dtype::F64 => numbers(bytes, f64::from_le_bytes),
             Dtype::F32 => numbers(bytes, |b| f32::from_le_bytes(b).into()),
+            Dtype::F16 => numbers(bytes, |b| half::f16::from_le_bytes(b).into()),
             Dtype::I64 => numbers(bytes, |b| i64::from_le_bytes(b) as f64),
             Dtype::I32 => numbers(bytes, |b| i32::from_le_bytes(b).into()),
             Dtype::I16 => numbers(bytes, |b| i16::from_le_bytes(b).into()),
             Dtype::U8 | Dtype::BOOL => bytes.iter().map(|b| f64::from(*b)).collect(),
             other => bail!("elements of type {other}"),
         };
-        let integer = !matches!(view.dtype(), Dtype::F64 | Dtype::F32);
+        let integer = !matches!(view.dtype(), Dtype::F64 | Dtype::F32 | Dtype::F16);
         Ok(Self { dims: view.shape().to_vec(), values, integer })
     }
 
@@ -101,8 +103,11 @@ pub struct Case {
     pub kind: String,
     /// Sizes, flags, sub-cases.
     pub config: Value,
-    /// Alternative sets of checkpoint files, by role, relative to the case.
+    /// Alternative sets of checkpoint files, by role, relative to the case. A file on its own has the
+    /// role `checkpoint`.
     pub files: Vec<BTreeMap<String, String>>,
+    /// How far the reference's f32 is from its f64, by the tensor's name with its prefix.
+    tolerance: Value,
     arrays: BTreeMap<String, Array>,
     checked: BTreeSet<String>,
     failures: Vec<String>,
@@ -120,11 +125,20 @@ impl Case {
             let (_, weights) = read_arrays(&path.with_file_name(other))?;
             arrays.extend(weights.into_iter().filter(|(name, _)| name.starts_with("w.")));
         }
+        let json = |name: &str, default: &str| -> Result<Value> {
+            serde_json::from_str(entry(name).unwrap_or(default)).context(name.to_string())
+        };
+        let files = json("files", "[]")?.as_array().context("files")?.clone().into_iter();
+        let files = files.map(|set| match set {
+            Value::String(file) => Ok([("checkpoint".to_string(), file)].into()),
+            roles => serde_json::from_value(roles).context("files"),
+        });
         Ok(Self {
             path: path.to_path_buf(),
             kind: entry("kind").context("metadata lacks `kind`")?.to_string(),
-            config: serde_json::from_str(entry("config").unwrap_or("{}")).context("config")?,
-            files: serde_json::from_str(entry("files").unwrap_or("[]")).context("files")?,
+            config: json("config", "{}")?,
+            files: files.collect::<Result<_>>()?,
+            tolerance: json("tolerance_f32_vs_f64", "{}")?,
             arrays,
             checked: BTreeSet::new(),
             failures: vec![],
@@ -176,9 +190,10 @@ impl Case {
         Ok(named.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
-    /// Compares `result` with `out64.name`, or `out.name` where there is no f64: relative L2 error
-    /// at most max(1e-5 forward, 1e-4 gradient, 10 x stated), or largest error at most max(1e-6,
-    /// 10 x stated), where the case states how far apart f32 and f64 runs of the reference are.
+    /// Compares `result` with `out64.name`, `out.name` where there is no f64, or `mid.name`: relative
+    /// L2 error at most max(1e-5 forward, 1e-4 gradient, 10 x stated), or largest error at most
+    /// max(1e-6, 10 x stated), where the case states how far apart f32 and f64 runs of the reference
+    /// are.
     ///
     /// # Errors
     /// When the case lacks the tensor or `result` cannot be read.
@@ -189,9 +204,14 @@ impl Case {
 
     /// The relative and the largest error that [`Case::check`] allows.
     fn allowed(&self, name: &str, class: Class) -> (f64, f64) {
-        let stated = &self.config["f32_vs_f64"][name];
-        let stated = |part: &str| ERROR_FACTOR * stated[part].as_f64().unwrap_or(0.0);
-        (stated("rel_to_max").max(class.relative_error()), stated("max_abs").max(LARGEST_ERROR))
+        let named = |prefix: &str| &self.tolerance[format!("{prefix}.{name}")];
+        let stated = [&self.config["f32_vs_f64"][name], named("out"), named("mid")];
+        let stated = |part: &str| {
+            let stated = stated.iter().find_map(|entry| entry[part].as_f64());
+            ERROR_FACTOR * stated.unwrap_or(0.0)
+        };
+        let relative = stated("rel_to_max").max(stated("rel_l2")).max(class.relative_error());
+        (relative, stated("max_abs").max(LARGEST_ERROR))
     }
 
     /// Compares like [`Case::check`], with `map` applied to the reference.
@@ -258,6 +278,14 @@ impl Case {
         }
     }
 
+    /// Compares with the reference's own run in half precision: relative L2 error at most `relative`.
+    ///
+    /// # Errors
+    /// As [`Case::check`].
+    pub fn check_half(&mut self, name: &str, result: &Tensor, relative: f64) -> Result<()> {
+        self.compare(name, result, relative, 0.0)
+    }
+
     /// Leaves `name` out of the comparison: a result that the reference does not define.
     pub fn skip(&mut self, name: &str) {
         self.checked.insert(name.to_string());
@@ -271,7 +299,9 @@ impl Case {
     }
 
     fn expected(&self, name: &str) -> Result<&Array> {
-        self.array(&format!("out64.{name}")).or_else(|_| self.array(&format!("out.{name}")))
+        let named = |prefix: &str| self.arrays.get(&format!("{prefix}.{name}"));
+        let found = named("out64").or_else(|| named("out")).or_else(|| named("mid"));
+        found.with_context(|| format!("tensor out.{name} is missing"))
     }
 
     fn compare(&mut self, name: &str, result: &Tensor, relative: f64, largest: f64) -> Result<()> {
@@ -493,6 +523,7 @@ mod tests {
             kind: String::new(),
             config: serde_json::json!({ "f32_vs_f64": { "y": stated } }),
             files: vec![],
+            tolerance: Value::Null,
             arrays: BTreeMap::from([("out.y".to_string(), array)]),
             checked: BTreeSet::new(),
             failures: vec![],
@@ -518,6 +549,11 @@ mod tests {
             case.check("y", &Tensor::new(&result, &Device::Cpu).unwrap(), class).unwrap();
             assert_eq!(case.failures().is_empty(), agrees, "{result:?} {class:?}");
         }
+        let mut case = case(vec![100.0, 1.0], Value::Null);
+        case.tolerance = serde_json::json!({ "out.y": { "max_abs": 0.0, "rel_l2": 1e-4 } });
+        let result = Tensor::new(&[100.0, 1.05], &Device::Cpu).unwrap();
+        case.check("y", &result, Class::Forward).unwrap();
+        assert!(case.failures().is_empty());
     }
 
     #[test]

@@ -64,9 +64,18 @@ impl<const D: usize> Conv<D> {
     }
 
     fn convolve(&self, x: &Tensor) -> Result<Tensor> {
-        let Self { weight, bias, options, kept } = self;
-        let packed = kept.get(weight, |precision| Packed::new(weight, options, precision))?;
-        convolve_with(x, weight, packed, bias.as_ref(), options)
+        self.convolve_as(x, &self.weight, &self.options)
+    }
+
+    /// The convolution of `x` with `weight`, the layer's with further dimensions of size 1.
+    fn convolve_as<const E: usize>(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        options: &ConvOptions<E>,
+    ) -> Result<Tensor> {
+        let packed = self.kept.get(weight, |precision| Packed::new(weight, options, precision))?;
+        convolve_with(x, weight, packed, self.bias.as_ref(), options)
     }
 
     /// The weight `[O, C/g, ..]`.
@@ -93,6 +102,24 @@ impl Conv1d {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.convolve(x)
     }
+
+    /// The layer along the frames `F` of videos `x` `[B, C, F, H, W]`, every pixel for itself:
+    /// `[B, O, F', H, W]`.
+    ///
+    /// # Errors
+    /// As [`Conv1d::forward`].
+    pub fn forward_over_frames(&self, x: &Tensor) -> Result<Tensor> {
+        let ConvOptions { stride: [s], dilation: [d], padding: [p], groups, activation } =
+            self.options;
+        let options = ConvOptions {
+            stride: [s, 1, 1],
+            dilation: [d, 1, 1],
+            padding: [p, (0, 0), (0, 0)],
+            groups,
+            activation,
+        };
+        self.convolve_as(x, &self.weight.unsqueeze(3)?.unsqueeze(4)?, &options)
+    }
 }
 
 impl Conv2d {
@@ -102,6 +129,23 @@ impl Conv2d {
     /// As [`functional::conv2d`]; in narrow precision, when `x` needs a gradient.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.convolve(x)
+    }
+
+    /// The layer on each frame of videos `x` `[B, C, F, H, W]`: `[B, O, F, H', W']`.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward`].
+    pub fn forward_of_frames(&self, x: &Tensor) -> Result<Tensor> {
+        let ConvOptions { stride: [s, t], dilation: [d, e], padding: [p, q], groups, activation } =
+            self.options;
+        let options = ConvOptions {
+            stride: [1, s, t],
+            dilation: [1, d, e],
+            padding: [(0, 0), p, q],
+            groups,
+            activation,
+        };
+        self.convolve_as(x, &self.weight.unsqueeze(2)?, &options)
     }
 }
 

@@ -74,6 +74,17 @@ pub struct Parameter {
 pub struct Weights {
     store: Arc<Mutex<Store>>,
     prefix: String,
+    /// What fresh parameters are filled with, whatever the layer would have.
+    init: Option<Init>,
+}
+
+/// What a model is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Training,
+    Inference,
+    /// To see the names and shapes of its tensors.
+    Shapes,
 }
 
 struct Store {
@@ -82,7 +93,7 @@ struct Store {
     seed: u64,
     dtype: DType,
     device: Device,
-    trainable: bool,
+    use_for: Use,
     parameters: BTreeMap<String, Tensor>,
     variables: Vec<Parameter>,
     buffers: BTreeMap<String, Var>,
@@ -92,7 +103,13 @@ struct Store {
 impl Weights {
     /// Fresh trainable weights. Each tensor's values depend on `seed` and its name only.
     pub fn fresh(seed: u64, dtype: DType, device: &Device) -> Self {
-        Self::new(BTreeMap::new(), None, seed, true, dtype, device)
+        Self::new(BTreeMap::new(), None, seed, Use::Training, dtype, device)
+    }
+
+    /// Weights for building a model only to see the names and shapes of its tensors, [`Weights::state`]:
+    /// they are 0 and take no memory, whatever their size.
+    pub fn shapes() -> Self {
+        Self::new(BTreeMap::new(), None, 0, Use::Shapes, DType::F32, &Device::Cpu)
     }
 
     /// The weights of a checkpoint, converted to `dtype` on `device`. With `trainable`, parameters
@@ -105,14 +122,15 @@ impl Weights {
         dtype: DType,
         device: &Device,
     ) -> Self {
-        Self::new(tensors, Some(path.to_path_buf()), 0, trainable, dtype, device)
+        let use_for = if trainable { Use::Training } else { Use::Inference };
+        Self::new(tensors, Some(path.to_path_buf()), 0, use_for, dtype, device)
     }
 
     fn new(
         source: BTreeMap<String, Tensor>,
         source_path: Option<PathBuf>,
         seed: u64,
-        trainable: bool,
+        use_for: Use,
         dtype: DType,
         device: &Device,
     ) -> Self {
@@ -122,18 +140,24 @@ impl Weights {
             seed,
             dtype,
             device: device.clone(),
-            trainable,
+            use_for,
             parameters: BTreeMap::new(),
             variables: vec![],
             buffers: BTreeMap::new(),
             report: LoadReport::default(),
         };
-        Self { store: Arc::new(Mutex::new(store)), prefix: String::new() }
+        Self { store: Arc::new(Mutex::new(store)), prefix: String::new(), init: None }
     }
 
     /// The same weights with `name` appended to the prefix: `weights.at("blocks").at(0)`.
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
-        Self { store: self.store.clone(), prefix: self.name(&name.to_string()) }
+        Self { prefix: self.name(&name.to_string()), ..self.clone() }
+    }
+
+    /// The same weights, in which fresh parameters are filled with `init`, whatever their layers would
+    /// fill them with.
+    pub fn with_init(&self, init: Init) -> Self {
+        Self { init: Some(init), ..self.clone() }
     }
 
     /// The parameter `name` under the current prefix.
@@ -143,14 +167,16 @@ impl Weights {
     pub fn parameter(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
         let name = self.name(name);
         let mut store = self.lock();
-        let value = store.take(&name, &shape.into(), init, None)?;
-        let tensor = if store.trainable {
-            let var = Var::from_tensor(&value)?;
-            let tensor = var.as_tensor().clone();
-            store.variables.push(Parameter { name: name.clone(), var });
-            tensor
-        } else {
-            value.force_contiguous()?.detach()
+        let value = store.take(&name, &shape.into(), self.init.unwrap_or(init), None)?;
+        let tensor = match store.use_for {
+            Use::Training => {
+                let var = Var::from_tensor(&value)?;
+                let tensor = var.as_tensor().clone();
+                store.variables.push(Parameter { name: name.clone(), var });
+                tensor
+            }
+            Use::Inference => value.force_contiguous()?.detach(),
+            Use::Shapes => value,
         };
         store.parameters.insert(name, tensor.clone());
         Ok(tensor)
@@ -254,9 +280,44 @@ impl Store {
                 tensor.dims().to_vec(),
             )),
             None if self.source_path.is_some() => self.report.missing.push(name.to_string()),
+            None if self.use_for == Use::Shapes => {
+                return Ok(Tensor::zeros((), dtype, &self.device)?.broadcast_as(shape)?);
+            }
             None => {}
         }
         let fresh = init.fill(shape, &mut Stream::new(self.seed, name, 0), dtype)?;
         Ok(fresh.to_device(&self.device)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Conv1d, functional::ConvOptions};
+
+    fn layer(weights: &Weights, channels: usize) -> Conv1d {
+        let options = ConvOptions::default();
+        Conv1d::new(&weights.at("conv"), channels, channels, [3], true, options).unwrap()
+    }
+
+    #[test]
+    fn shapes_take_no_memory() {
+        // The weight would have 12 TB.
+        let weights = Weights::shapes();
+        layer(&weights, 1 << 20);
+        let dims: Vec<(String, Vec<usize>)> =
+            weights.state().into_iter().map(|(name, it)| (name, it.dims().to_vec())).collect();
+        let expected = [("conv.bias", vec![1 << 20]), ("conv.weight", vec![1 << 20, 1 << 20, 3])];
+        assert_eq!(dims, expected.map(|(name, dims)| (name.to_string(), dims)));
+    }
+
+    #[test]
+    fn a_given_filling_takes_precedence() {
+        let weights = Weights::fresh(0, DType::F32, &Device::Cpu);
+        let zero = layer(&weights.with_init(Init::Constant(0.0)), 2);
+        let largest =
+            |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert_eq!(largest(zero.weight()), 0.0);
+        assert!(largest(layer(&weights, 2).weight()) > 0.0);
     }
 }

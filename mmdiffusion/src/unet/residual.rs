@@ -1,0 +1,101 @@
+//! The residual block, with a branch for the picture and one for the sound.
+
+use candle_core::Tensor;
+use shared::Result;
+use shared::nn::functional::Activation;
+
+use super::attention::{SelfAttention, VideoAttention};
+use super::modality::{Convolution, Modality, Norm, resample};
+use super::plan::{Resampling, ResidualPlan};
+use crate::Pair;
+use crate::layers::{Layers, Modulation, Modulator};
+
+/// Norm, convolution, modulated norm and point-wise convolution, beside a short cut, for both
+/// modalities; then the attention of each to itself.
+#[derive(Clone, Debug)]
+pub struct ResidualBlock {
+    modulator: Modulator,
+    video: Branch,
+    audio: Branch,
+    video_attention: Option<VideoAttention>,
+    audio_attention: Option<SelfAttention>,
+}
+
+impl ResidualBlock {
+    /// The block with an embedding of `width` numbers.
+    pub fn new(layers: &Layers, plan: &ResidualPlan, width: usize) -> Result<Self> {
+        let [_, outputs] = plan.channels;
+        let video_attention = |heads| VideoAttention::new(layers, outputs, heads);
+        let audio_attention =
+            |heads| SelfAttention::new(&layers.at("audio_attention_block"), outputs, heads);
+        Ok(Self {
+            modulator: Modulator::new(&layers.at("emb_layers").at(1), width, outputs, plan.scales)?,
+            video: Branch::new(layers, Modality::Video, plan)?,
+            audio: Branch::new(layers, Modality::Audio, plan)?,
+            video_attention: plan.video_heads.map(video_attention).transpose()?,
+            audio_attention: plan.audio_heads.map(audio_attention).transpose()?,
+        })
+    }
+
+    /// The result for `x` and the activated embedding `[B, width]`.
+    pub fn forward(&self, x: Pair, embedding: &Tensor) -> Result<Pair> {
+        let modulation = self.modulator.forward(embedding)?;
+        let mut video = self.video.forward(x.video, &modulation)?;
+        let mut audio = self.audio.forward(x.audio, &modulation)?;
+        if let Some(attention) = &self.video_attention {
+            video = attention.forward(video)?;
+        }
+        if let Some(attention) = &self.audio_attention {
+            audio = attention.forward(&audio)?;
+        }
+        Ok(Pair { video, audio })
+    }
+}
+
+/// The block for one modality.
+#[derive(Clone, Debug)]
+struct Branch {
+    modality: Modality,
+    resampling: Resampling,
+    in_norm: Norm,
+    in_conv: Convolution,
+    out_norm: Norm,
+    out_conv: Convolution,
+    /// Where the channels change.
+    skip: Option<Convolution>,
+}
+
+impl Branch {
+    fn new(layers: &Layers, modality: Modality, plan: &ResidualPlan) -> Result<Self> {
+        let part = |name: &str| layers.at(format!("{}_{name}", modality.name()));
+        let (input, output) = (part("in_layers"), part("out_layers"));
+        let [inputs, outputs] = plan.channels;
+        let in_conv = match modality {
+            Modality::Video => Convolution::frames_then_time(&input.at(2), plan.channels),
+            Modality::Audio => Convolution::audio(&input.at(2), plan.channels, 3, plan.dilation),
+        };
+        let skip = || Convolution::pointwise(&part("skip_connection"), modality, plan.channels);
+        Ok(Self {
+            modality,
+            resampling: plan.resampling,
+            in_norm: Norm::new(&input.at(0), inputs)?,
+            in_conv: in_conv?,
+            out_norm: Norm::new(&output.at(0), outputs)?,
+            out_conv: Convolution::pointwise(&output.at(3).zero(), modality, [outputs; 2])?,
+            skip: (inputs != outputs).then(skip).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: Tensor, modulation: &Modulation) -> Result<Tensor> {
+        let resample = |x: &Tensor| resample(x, self.modality, self.resampling);
+        let hidden = self.in_conv.forward(&self.in_norm.forward(&x, Activation::Silu)?)?;
+        let hidden = self.out_norm.forward_modulated(&resample(&hidden)?, modulation)?;
+        let hidden = self.out_conv.forward(&hidden)?;
+        let x = resample(&x)?;
+        let short_cut = match &self.skip {
+            Some(skip) => skip.forward(&x)?,
+            None => x,
+        };
+        Ok((short_cut + hidden)?)
+    }
+}
