@@ -37,31 +37,39 @@ impl Default for WindowConfig {
 }
 
 /// Turns recordings into embeddings of length 1.
+///
+/// The embeddings of several networks, each of length 1, are set side by side, so that the cosine of
+/// two recordings is the mean of the networks' cosines: what single networks get wrong by chance
+/// averages out.
 pub struct Embedder {
     frontend: Frontend,
-    network: Subnet,
+    networks: Vec<Subnet>,
     windows: WindowConfig,
     device: Device,
 }
 
 impl Embedder {
-    /// An embedder of `network` behind `frontend`.
+    /// An embedder of `networks` behind `frontend`.
     ///
     /// # Errors
-    /// When the front-end's bands are not the network's features, or windows are too short for
-    /// the front-end, or recordings are to be repeated for too long.
+    /// When there is no network, the front-end's bands are not a network's features, windows are too
+    /// short for the front-end, or recordings are to be repeated for too long.
     pub fn new(
         frontend: Frontend,
-        network: Subnet,
+        networks: Vec<Subnet>,
         windows: WindowConfig,
         device: Device,
     ) -> Result<Self> {
-        let features = network.config().features;
-        if frontend.bands() != features {
-            return Err(Error::Argument(format!(
-                "the network takes {features} features a frame, the front-end gives {}",
-                frontend.bands()
-            )));
+        if networks.is_empty() {
+            return Err(Error::Argument("an embedder needs a network".into()));
+        }
+        for features in networks.iter().map(|network| network.config().features) {
+            if frontend.bands() != features {
+                return Err(Error::Argument(format!(
+                    "the network takes {features} features a frame, the front-end gives {}",
+                    frontend.bands()
+                )));
+            }
         }
         let shortest = frontend.min_samples();
         if windows.min_samples < shortest || windows.window_samples / 2 < windows.min_samples {
@@ -75,17 +83,12 @@ impl Embedder {
                 "windows: repeat_below_samples must be at most {LARGEST_REPEATED_SAMPLES}"
             )));
         }
-        Ok(Self { frontend, network, windows, device })
+        Ok(Self { frontend, networks, windows, device })
     }
 
     /// The front-end.
     pub fn frontend(&self) -> &Frontend {
         &self.frontend
-    }
-
-    /// The network.
-    pub fn network(&self) -> &Subnet {
-        &self.network
     }
 
     /// How recordings are cut.
@@ -95,7 +98,7 @@ impl Embedder {
 
     /// Numbers in an embedding.
     pub fn dimension(&self) -> usize {
-        self.network.config().embedding
+        self.networks.iter().map(|network| network.config().embedding).sum()
     }
 
     /// The embedding of a recording with samples in +-1 at the front-end's rate.
@@ -161,8 +164,17 @@ impl Embedder {
             true => self.frontend.batch(windows, &self.device)?,
             false => self.frontend.batch(&repeated, &self.device)?,
         };
-        let embeddings: Vec<Vec<f32>> = self.network.forward(&features, false)?.to_vec2()?;
-        embeddings.into_iter().map(unit).collect()
+        let mut side_by_side = vec![vec![]; windows.len()];
+        for network in &self.networks {
+            let embeddings: Vec<Vec<f32>> = network.forward(&features, false)?.to_vec2()?;
+            for (all, embedding) in side_by_side.iter_mut().zip(embeddings) {
+                all.extend(unit(embedding)?);
+            }
+        }
+        match self.networks.len() {
+            1 => Ok(side_by_side),
+            _ => side_by_side.into_iter().map(unit).collect(),
+        }
     }
 
     /// Fails when `samples` cannot be embedded.
@@ -284,13 +296,20 @@ mod tests {
     use crate::frontend::FrontendConfig;
 
     fn embedder() -> Embedder {
-        let config = NetworkConfig::published("1.16.16.3.3.24".parse().unwrap());
-        let weights = Weights::fresh(1, DType::F32, &Device::Cpu);
+        embedder_of(&[1])
+    }
+
+    /// An embedder of random networks, one for each seed.
+    fn embedder_of(seeds: &[u64]) -> Embedder {
+        let network = |seed: &u64| {
+            let config = NetworkConfig::published("1.16.16.3.3.24".parse().unwrap());
+            Subnet::new(config, &Weights::fresh(*seed, DType::F32, &Device::Cpu)).unwrap()
+        };
         let windows =
             WindowConfig { min_samples: 1_000, repeat_below_samples: 2_000, window_samples: 6_000 };
         let frontend = Frontend::new(FrontendConfig::default()).unwrap();
-        Embedder::new(frontend, Subnet::new(config, &weights).unwrap(), windows, Device::Cpu)
-            .unwrap()
+        let networks = seeds.iter().map(network).collect();
+        Embedder::new(frontend, networks, windows, Device::Cpu).unwrap()
     }
 
     fn noise(index: u64, count: usize) -> Vec<f32> {
@@ -313,6 +332,19 @@ mod tests {
         assert!((norm - 1.0).abs() < 1e-5);
         let repeated: Vec<f32> = short.iter().copied().cycle().take(2_000).collect();
         assert_close(&embedder.embed(&repeated).unwrap(), &embedding);
+    }
+
+    #[test]
+    fn the_cosine_of_several_networks_is_the_mean_of_theirs() {
+        let recordings = [noise(0, 3_000), noise(1, 4_500)];
+        let cosine = |seeds: &[u64]| {
+            let embedder = embedder_of(seeds);
+            let [a, b] = recordings.each_ref().map(|samples| embedder.embed(samples).unwrap());
+            assert_eq!(a.len(), embedder.dimension());
+            a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>()
+        };
+        let mean = [3, 4, 5].map(|seed| cosine(&[seed])).iter().sum::<f32>() / 3.0;
+        assert!((cosine(&[3, 4, 5]) - mean).abs() < 1e-5);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod cost;
 pub mod dynamic;
 pub mod embed;
 pub mod embeddings;
+mod ensemble;
 pub mod frontend;
 mod layers;
 pub mod loss;

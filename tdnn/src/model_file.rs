@@ -17,6 +17,7 @@ use crate::architecture::NetworkConfig;
 use crate::cost;
 use crate::embed::{Embedder, WindowConfig};
 use crate::embeddings::Embeddings;
+use crate::ensemble;
 use crate::frontend::{Frontend, FrontendConfig};
 use crate::score::Scoring;
 use crate::subnet::Subnet;
@@ -39,6 +40,9 @@ pub struct ModelCard {
     version: u32,
     /// Size of the network.
     pub network: NetworkConfig,
+    /// Sizes of the further networks of an ensemble, see [`Embedder`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<NetworkConfig>,
     /// The features that it was trained on.
     pub frontend: FrontendConfig,
     /// How recordings are cut for it.
@@ -70,6 +74,7 @@ impl ModelCard {
         Self {
             version: VERSION,
             network,
+            further: vec![],
             frontend,
             windows,
             calibration: None,
@@ -80,6 +85,11 @@ impl ModelCard {
             tensors_sha256: String::new(),
             self_test: vec![],
         }
+    }
+
+    /// The sizes of all networks.
+    pub fn networks(&self) -> impl Iterator<Item = &NetworkConfig> {
+        std::iter::once(&self.network).chain(&self.further)
     }
 
     /// SHA-256 of the tensors, see [`data_hash`].
@@ -93,12 +103,13 @@ impl ModelCard {
 pub struct ModelFile {
     /// What it says about itself.
     pub card: ModelCard,
-    /// The network's tensors, in the dtype in which they are stored.
+    /// The networks' tensors, in the dtype in which they are stored. Names of further networks begin
+    /// with `further.0.`, `further.1.` and so on.
     pub tensors: BTreeMap<String, Tensor>,
     /// Other speakers, by whom the scores are normalised where [`ModelCard::scoring`] says so.
     pub cohort: Option<Embeddings>,
     /// Where it was read from, for messages.
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl ModelFile {
@@ -108,7 +119,7 @@ impl ModelFile {
     /// # Errors
     /// When the tensors are not the network's, or the embedding of the self-test is not finite.
     pub fn new(
-        mut card: ModelCard,
+        card: ModelCard,
         tensors: &BTreeMap<String, Tensor>,
         storage: DType,
     ) -> Result<Self> {
@@ -129,6 +140,14 @@ impl ModelFile {
                 Ok((name.clone(), tensor.detach().to_device(&Device::Cpu)?.to_dtype(dtype)?))
             })
             .collect::<Result<_>>()?;
+        Self::of_tensors(card, tensors)
+    }
+
+    /// A model of `tensors` as they are.
+    pub(crate) fn of_tensors(
+        mut card: ModelCard,
+        tensors: BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
         card.tensors_sha256 = data_hash(&tensors)?;
         let mut model = Self { card, tensors, cohort: None, path: "model".into() };
         model.card.self_test = model.embedder(&Device::Cpu)?.embed(&self_test_signal())?;
@@ -167,17 +186,20 @@ impl ModelFile {
         safetensors::write(path, &tensors, &metadata, force)
     }
 
-    /// The network with frozen weights and its front-end, ready for use on `device`.
+    /// The networks with frozen weights and their front-end, ready for use on `device`.
     ///
     /// # Errors
-    /// [`Error::Tensors`] when the tensors are not those of the network in the card,
+    /// [`Error::Tensors`] when the tensors are not those of the networks in the card,
     /// [`Error::Checkpoint`] when its front-end or windows make no sense.
     pub fn embedder(&self, device: &Device) -> Result<Embedder> {
-        let ModelCard { network, frontend, windows, .. } = &self.card;
-        let (path, tensors) = (&self.path, self.tensors.clone());
-        let (subnet, _) = Subnet::from_tensors(network.clone(), tensors, path, false, device)?;
+        let ModelCard { frontend, windows, .. } = &self.card;
+        let path = &self.path;
+        let networks = ensemble::split(&self.card, &self.tensors)
+            .into_iter()
+            .map(|(config, own)| Ok(Subnet::from_tensors(config, own, path, false, device)?.0))
+            .collect::<Result<_>>()?;
         Frontend::new(frontend.clone())
-            .and_then(|frontend| Embedder::new(frontend, subnet, windows.clone(), device.clone()))
+            .and_then(|frontend| Embedder::new(frontend, networks, windows.clone(), device.clone()))
             .map_err(|error| Error::checkpoint(path, error.to_string()))
     }
 
@@ -225,7 +247,7 @@ impl ModelFile {
         }
         checkpoint::check_finite(&checkpoint.tensors, path)?;
         let numbers: usize = checkpoint.tensors.values().map(Tensor::elem_count).sum();
-        check_size(&card.network, numbers).map_err(wrong)?;
+        check_size(&card, numbers).map_err(wrong)?;
         let cohort = cohort
             .map(|rows| Embeddings::of_tensor(&card.tensors_sha256, &rows))
             .transpose()
@@ -234,16 +256,21 @@ impl ModelFile {
     }
 }
 
-/// Fails when a file of so many `numbers` cannot hold `network`. Memory is set aside for missing
-/// tensors before they are reported, which is why only little may be missing.
-fn check_size(network: &NetworkConfig, numbers: usize) -> Result<(), String> {
+/// Fails when a file of so many `numbers` cannot hold the networks of `card`. Memory is set aside for
+/// missing tensors before they are reported, which is why only little may be missing.
+fn check_size(card: &ModelCard, numbers: usize) -> Result<(), String> {
     const MOST_MISSING: usize = 16;
     let most = numbers.saturating_mul(MOST_MISSING);
-    let ends = network.features.saturating_add(network.embedding);
-    if ends <= most && cost::parameters(network) <= most as u64 {
+    let mut needed = 0u64;
+    for network in card.networks() {
+        let ends = network.features.saturating_add(network.embedding);
+        let size = if ends <= most { cost::parameters(network) } else { u64::MAX };
+        needed = needed.saturating_add(size);
+    }
+    if needed <= most as u64 {
         return Ok(());
     }
-    Err(format!("{numbers} numbers are too few for a network of the size in the model card"))
+    Err(format!("{numbers} numbers are too few for the networks of the sizes in the model card"))
 }
 
 /// One second of noise whose loudness rises and falls four times.

@@ -189,7 +189,7 @@ fn published_layouts_become_models() {
     let convert = ["convert", "--supernet", &supernet, "--bn", &bn, "--out", "tiny.safetensors"];
     place.run(convert).success();
     let info = place.run(["info", "tiny.safetensors", "--json"]).success().json();
-    assert_eq!(info["architecture"], "3.24.32.16.24.5.3.3.1.40");
+    assert_eq!(info["architectures"][0], "3.24.32.16.24.5.3.3.1.40");
     let (a, b) = (media("librivox/0870.flac"), media("librivox/0890.flac"));
     let verify = ["verify", &a, &b, "--model", "tiny.safetensors"];
     place.run(verify).failure(2, &["not calibrated"]);
@@ -198,6 +198,48 @@ fn published_layouts_become_models() {
     let report = place.run(convert.iter().chain(&["--force"])).success().stderr;
     assert!(report.contains("tensors loaded, 0 missing, 0 unexpected"), "{report}");
     place.run(["convert", &supernet, "--out", "plain.safetensors"]).success();
+}
+
+#[test]
+fn several_models_become_one() {
+    let place = Workplace::new("tdnn");
+    let folder = root().join("tests/golden/tdnn/ckpt");
+    let file = |name: &str| folder.join(name).display().to_string();
+    let (supernet, bn) = (file("tiny.torchparams"), file("tiny.3.24.32.16.24.5.3.3.1.40.bn.tar"));
+    place
+        .run(["convert", "--supernet", &supernet, "--bn", &bn, "--out", "a.safetensors"])
+        .success();
+    let shipped = root().join("samples/models/tdnn.safetensors").display().to_string();
+    let combine = ["combine", &shipped, "a.safetensors", "--out", "both.safetensors"];
+    place.run(combine).success();
+    place.run(combine).failure(2, &["both.safetensors", "--force"]);
+    place.run(["combine", "a.safetensors", "--out", "one.safetensors"]).failure(2, &["2 values"]);
+
+    let info = |model: &str| place.run(["info", model, "--json"]).success().json();
+    let [a, shipped_info, both] = ["a.safetensors", &shipped, "both.safetensors"].map(info);
+    for sum in ["parameters", "macs_3s", "embedding"] {
+        let parts = a[sum].as_u64().unwrap() + shipped_info[sum].as_u64().unwrap();
+        assert_eq!(both[sum].as_u64().unwrap(), parts, "{sum}");
+    }
+    // Each network's cosine counts alike.
+    let recordings = [media("librivox/0870.flac"), media("librivox/0890.flac")];
+    let cosines = |model: &str| {
+        let embeddings = recordings.each_ref().map(|recording| {
+            place
+                .run(["embed", recording, "--model", model, "--out", "x.npy", "--force"])
+                .success();
+            let bytes = fs::read(place.path("x.npy")).unwrap();
+            let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+            let values = bytes[10 + header..].as_chunks::<4>().0;
+            values.iter().map(|value| f32::from_le_bytes(*value)).collect::<Vec<_>>()
+        });
+        let [a, b] = embeddings;
+        a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>()
+    };
+    let networks = shipped_info["architectures"].as_array().unwrap().len() as f32;
+    let mean = (networks * cosines(&shipped) + cosines("a.safetensors")) / (networks + 1.0);
+    let found = cosines("both.safetensors");
+    assert!((found - mean).abs() < 1e-5, "{found} {mean}");
 }
 
 #[test]

@@ -11,6 +11,9 @@ use tdnn::{ModelCard, cost};
 
 use super::model;
 
+/// Longest entry of a card's provenance, as JSON, that is shown as text.
+const LONGEST_VALUE: usize = 100;
+
 #[derive(Args)]
 pub struct Options {
     /// Model file [default: the shipped model]
@@ -20,8 +23,11 @@ pub struct Options {
 #[derive(Serialize)]
 struct Outcome<'a> {
     model: String,
-    architecture: String,
+    /// Of each network.
+    architectures: Vec<String>,
     parameters: u64,
+    /// Numbers in an embedding.
+    embedding: usize,
     /// Multiply-accumulates for 3 s of audio.
     macs_3s: u64,
     card: &'a ModelCard,
@@ -30,15 +36,16 @@ struct Outcome<'a> {
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let model = model::load(options.model.as_deref())?;
     // Fails where the card describes another network than the tensors are.
-    model.embedder(&Device::Cpu)?;
+    let embedder = model.embedder(&Device::Cpu)?;
     let card = &model.card;
     let rate_hz = card.frontend.log_mel.rate_hz;
     let frames = 3 * u64::from(rate_hz) / card.frontend.log_mel.stft.hop_samples as u64 + 1;
     let outcome = Outcome {
         model: model::name(options.model.as_deref()),
-        architecture: card.network.architecture.to_string(),
-        parameters: cost::parameters(&card.network),
-        macs_3s: cost::macs(&card.network, frames),
+        architectures: card.networks().map(|network| network.architecture.to_string()).collect(),
+        embedding: embedder.dimension(),
+        parameters: card.networks().map(cost::parameters).sum(),
+        macs_3s: card.networks().map(|network| cost::macs(network, frames)).sum(),
         card,
     };
     common.print(&outcome, outcome.text())
@@ -52,10 +59,10 @@ impl Outcome<'_> {
         let milliseconds = |samples: usize| 1000.0 * samples as f64 / rate_hz;
         let mut lines = vec![
             ("model", self.model.clone()),
-            ("architecture", self.architecture.clone()),
+            ("architecture", self.architectures.join(" and ")),
             ("parameters", count(self.parameters)),
             ("operations", format!("{} multiply-accumulates for 3 s", count(self.macs_3s))),
-            ("embedding", format!("{} numbers", card.network.embedding)),
+            ("embedding", format!("{} numbers", self.embedding)),
             (
                 "front-end",
                 format!(
@@ -79,8 +86,11 @@ impl Outcome<'_> {
         if let Some(hash) = &card.training_data_sha256 {
             lines.push(("training data", format!("sha256 {hash}")));
         }
-        let provenance =
-            card.provenance.iter().map(|(name, value)| (name.as_str(), value.to_string()));
+        let provenance = card.provenance.iter().map(|(name, value)| {
+            let value = value.to_string();
+            let fits = value.len() <= LONGEST_VALUE;
+            (name.as_str(), if fits { value } else { "known, shown with --json".to_owned() })
+        });
         lines.extend(provenance);
         let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let lines: Vec<String> =

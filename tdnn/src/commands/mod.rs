@@ -2,6 +2,7 @@
 
 mod bench;
 mod calibrate;
+mod combine;
 mod convert;
 mod doctor;
 mod embed;
@@ -41,6 +42,8 @@ pub enum Command {
     Evaluate(evaluate::Options),
     /// Train a network on recordings of many speakers
     Train(train::Options),
+    /// Make one model of several, whose scores are the means of theirs
+    Combine(combine::Options),
     /// Describe a model: architecture, parameters, operations, front-end, hashes
     Info(info::Options),
     /// Turn published weights, or any checkpoint, into a model or a safetensors file
@@ -63,6 +66,7 @@ pub fn run(command: Command, common: &Common) -> anyhow::Result<ExitCode> {
         Command::Calibrate(options) => calibrate::run(&options, common)?,
         Command::Evaluate(options) => evaluate::run(&options, common)?,
         Command::Train(options) => train::run(options, common)?,
+        Command::Combine(options) => combine::run(&options, common)?,
         Command::Info(options) => info::run(&options, common)?,
         Command::Convert(options) => convert::run(&options, common)?,
         Command::Bench(options) => bench::run(&options, common)?,

@@ -254,7 +254,8 @@ impl StageTask<'_> {
         let config = self.network.config().clone();
         let (network, _) = Subnet::from_tensors(config, tensors, origin, false, self.device)?;
         let frontend = self.data.frontend().clone();
-        Embedder::new(frontend, network, self.config.windows.clone(), self.device.clone())
+        let windows = self.config.windows.clone();
+        Embedder::new(frontend, vec![network], windows, self.device.clone())
     }
 }
 

@@ -95,7 +95,7 @@ pub fn verification(case: &mut Case) -> Result<()> {
             window_samples: usize::MAX / 4,
         };
         let frontend = Frontend::new(FrontendConfig::default())?;
-        let embedder = Embedder::new(frontend, files.network()?, windows, Device::Cpu)?;
+        let embedder = Embedder::new(frontend, vec![files.network()?], windows, Device::Cpu)?;
         for (protocol, length, count) in [("whole", 0, 1), ("seg2x4s", SEGMENT_SAMPLES, 2)] {
             let mut embeddings = std::collections::BTreeMap::new();
             for name in &recordings {
