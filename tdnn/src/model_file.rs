@@ -194,9 +194,15 @@ impl ModelFile {
     pub fn embedder(&self, device: &Device) -> Result<Embedder> {
         let ModelCard { frontend, windows, .. } = &self.card;
         let path = &self.path;
-        let networks = ensemble::split(&self.card, &self.tensors)
-            .into_iter()
-            .map(|(config, own)| Ok(Subnet::from_tensors(config, own, path, false, device)?.0))
+        let networks = ensemble::split(&self.card, &self.tensors);
+        let origin = |place| match networks.len() {
+            1 => path.clone(),
+            _ => format!("{}, network {}", path.display(), place + 1).into(),
+        };
+        let networks = (networks.iter().cloned().enumerate())
+            .map(|(place, (config, own))| {
+                Ok(Subnet::from_tensors(config, own, &origin(place), false, device)?.0)
+            })
             .collect::<Result<_>>()?;
         Frontend::new(frontend.clone())
             .and_then(|frontend| Embedder::new(frontend, networks, windows.clone(), device.clone()))

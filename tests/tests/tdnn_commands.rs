@@ -1,6 +1,8 @@
 //! The speaker-verification tool on the recordings in `samples/media`, as a user runs it.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
+
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -75,7 +77,7 @@ fn lists_are_embedded_in_every_format_and_in_parts() {
     let names = std::fs::read_to_string(place.path("all.npy.names")).unwrap();
     assert_eq!(names.lines().count(), 14);
     let archive = std::fs::read_to_string(place.path("all.ark")).unwrap();
-    assert!(archive.lines().all(|line| line.split_whitespace().count() == 192 + 3));
+    assert!(archive.lines().all(|line| line.split_whitespace().count() == 384 + 3));
     for shard in ["0/3", "1/3", "2/3"] {
         let out = format!("part-{}.safetensors", &shard[..1]);
         place.run(["embed", &list, "--out", &out, "--shard", shard]).success();

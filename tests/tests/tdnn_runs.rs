@@ -314,7 +314,7 @@ fn threads_change_rounding_only_and_runs_repeat() {
         text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
     };
     let one = embed("1");
-    assert_eq!(numbers(&one).len(), 6 * 192);
+    assert_eq!(numbers(&one).len(), 6 * 384);
     for threads in ["1", "2", "8"] {
         let [first, second] = [embed(threads), embed(threads)];
         assert!(first == second, "{threads} threads do not give the same twice");
