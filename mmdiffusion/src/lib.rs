@@ -1,6 +1,7 @@
 //! MM-Diffusion (Ruan et al., CVPR 2023): joint diffusion of sound and picture.
 
 pub mod config;
+pub mod demo_data;
 pub mod layers;
 pub mod pair;
 pub mod super_resolution;
