@@ -16,6 +16,8 @@ pub struct Limits {
     pub pixels: usize,
     /// Most video frames.
     pub frames: usize,
+    /// Largest sequence of frames held in memory as a whole, in bytes.
+    pub frame_bytes: u64,
     /// Largest header of a structured file (safetensors JSON, pickle stream), in bytes.
     pub header_bytes: usize,
     /// Largest sum of all tensors of a checkpoint, in bytes.
@@ -26,7 +28,7 @@ pub struct Limits {
 
 impl Default for Limits {
     /// Generous for real material: a day of audio, 8 GiB of it at once, 64 channels, 8K frames,
-    /// 64 GiB of tensors.
+    /// 8 GiB of them at once, 64 GiB of tensors.
     fn default() -> Self {
         Self {
             duration_s: 24.0 * 3600.0,
@@ -35,6 +37,7 @@ impl Default for Limits {
             waveform_bytes: 8 << 30,
             pixels: 7680 * 4320,
             frames: 24 * 3600 * 60,
+            frame_bytes: 8 << 30,
             header_bytes: 100 << 20,
             tensor_bytes: 64 << 30,
             text_bytes: 4 << 30,

@@ -1,24 +1,18 @@
 //! Opus, and whatever else symphonia lacks, through FFmpeg's libraries.
 
 use std::fs::File;
-use std::io::Seek;
 use std::path::Path;
 
 use ffmpeg_next::ffi::{self, EAGAIN};
-use ffmpeg_next::format::Sample;
-use ffmpeg_next::format::context::{Input, StreamIo};
-use ffmpeg_next::{
-    Dictionary, Error as FfmpegError, Packet, codec, decoder, format, frame, log, media,
-};
+use ffmpeg_next::format::context::Input;
+use ffmpeg_next::{Error as FfmpegError, Packet, codec, decoder, frame, media};
 
 use crate::limits::Limits;
 use crate::media::audio::reader::{AudioInfo, Decoder, check_limits};
 use crate::media::audio::track::Track;
+use crate::media::ffmpeg;
 use crate::{Error, Result};
 
-/// The containers that FFmpeg may open: none that point to other files or to the network.
-const CONTAINERS: &str = "ogg,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,asf,flv,mpegts,mpeg,aac,\
-                          ac3,eac3,dts,amr,mp3,flac,wav,w64,aiff,au,caf,ape,wv,tta,tak,mpc,mpc8,rm";
 /// Packets read in one go before saying that the file is still being read.
 const PACKETS_PER_BLOCK: usize = 256;
 
@@ -31,19 +25,9 @@ pub(super) struct FfmpegDecoder {
 }
 
 impl FfmpegDecoder {
-    pub(super) fn open(path: &Path, mut file: File, limits: &Limits) -> Result<Self> {
-        file.rewind().map_err(Error::io(path))?;
-        let unknown = |error| {
-            Error::media(path, format!("is in no known audio format, by FFmpeg neither: {error}"))
-        };
-        ffmpeg_next::init().map_err(unknown)?;
-        // What FFmpeg would print is in the errors.
-        log::set_level(log::Level::Quiet);
-        let mut options = Dictionary::new();
-        options.set("format_whitelist", CONTAINERS);
-        options.set("protocol_whitelist", "file");
-        let source = StreamIo::from_read_seek(file).map_err(unknown)?;
-        let input = format::input_from_stream(source, None, Some(options)).map_err(unknown)?;
+    pub(super) fn open(path: &Path, file: File, limits: &Limits) -> Result<Self> {
+        let input = ffmpeg::open(path, file, "audio")?;
+        let unknown = |error| Error::media(path, format!("cannot be decoded by FFmpeg: {error}"));
         let Some(stream) = input.streams().best(media::Type::Audio) else {
             return Err(Error::media(path, "has no audio track"));
         };
@@ -79,19 +63,8 @@ impl FfmpegDecoder {
     }
 
     fn take(&mut self, samples: &frame::Audio, block: &mut Vec<f32>) -> Result<()> {
-        match samples.format() {
-            Sample::U8(_) => {
-                interleave(samples, block, |[byte]: [u8; 1]| (f32::from(byte) - 128.0) / 128.0);
-            }
-            Sample::I16(_) => {
-                interleave(samples, block, |b| f32::from(i16::from_ne_bytes(b)) / 32768.0);
-            }
-            Sample::I32(_) => {
-                interleave(samples, block, |b| i32::from_ne_bytes(b) as f32 / 2_147_483_648.0);
-            }
-            Sample::F32(_) => interleave(samples, block, f32::from_ne_bytes),
-            Sample::F64(_) => interleave(samples, block, |b| f64::from_ne_bytes(b) as f32),
-            other => return Err(self.track.damaged(format!("samples of the kind {other:?}"))),
+        if !ffmpeg::append_samples(samples, block) {
+            return Err(self.track.damaged(format!("samples of the kind {:?}", samples.format())));
         }
         self.track.accept_samples(samples.rate(), samples.channels().into(), block.len())
     }
@@ -120,26 +93,5 @@ impl Decoder for FfmpegDecoder {
 
     fn notes(&mut self) -> Vec<String> {
         std::mem::take(&mut self.track.notes)
-    }
-}
-
-/// Appends the samples of a frame, whether its channels are apart or not.
-fn interleave<const N: usize>(
-    samples: &frame::Audio,
-    block: &mut Vec<f32>,
-    convert: impl Fn([u8; N]) -> f32,
-) {
-    let (frames, channels) = (samples.samples(), usize::from(samples.channels()));
-    let values = |plane: usize, count: usize| {
-        samples.data(plane).as_chunks::<N>().0.iter().take(count).map(|&bytes| convert(bytes))
-    };
-    if samples.is_packed() {
-        block.extend(values(0, frames * channels));
-        return;
-    }
-    block.resize(frames * channels, 0.0);
-    for channel in 0..samples.planes() {
-        let places = block.iter_mut().skip(channel).step_by(channels);
-        places.zip(values(channel, frames)).for_each(|(place, value)| *place = value);
     }
 }

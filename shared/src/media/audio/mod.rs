@@ -41,6 +41,8 @@ use std::path::Path;
 use crate::Result;
 use crate::limits::Limits;
 
+#[cfg(feature = "video")]
+pub(super) use reader::check_limits;
 pub use reader::{AudioReader, MonoReader};
 pub use resample::Resampler;
 pub use waveform::Waveform;

@@ -244,7 +244,7 @@ impl Iterator for MonoReader {
 }
 
 /// Refuses what is above the limits or makes no sense, before memory is set aside for it.
-pub(super) fn check_limits(
+pub(in crate::media) fn check_limits(
     path: &Path,
     rate_hz: u32,
     channels: usize,
