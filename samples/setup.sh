@@ -6,7 +6,7 @@ set -euo pipefail
 debian_packages=(
     pkg-config clang libclang-dev
     libavcodec-dev libavformat-dev libavfilter-dev libavdevice-dev
-    libswscale-dev libswresample-dev libavutil-dev
+    libswscale-dev libswresample-dev libavutil-dev ffmpeg
 )
 
 if ! command -v cargo >/dev/null; then

@@ -61,7 +61,7 @@ fn recordings() -> Vec<(String, Vec<u8>)> {
 fn silence_decoders() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if std::thread::current().name() != Some("audio decoder") {
+        if std::thread::current().name() != Some("decoder") {
             report(panic);
         }
     }));

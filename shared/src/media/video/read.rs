@@ -22,10 +22,11 @@ use crate::{Error, Result};
 
 /// Clips that begin later than this are looked for from a key frame on, not from the start.
 const NEAR_START_S: f64 = 2.0;
-/// Sound is decoded this far beyond the end of the clip, for the filter that resamples it.
+/// Sound is decoded this much longer than the clip at both ends: decoders need some before they are
+/// right, and the filter that resamples needs some after.
 const SOUND_MARGIN_S: f64 = 0.25;
 /// A file is cut off if it lacks more than this of the length that it states.
-const LONGEST_MISSING_S: f64 = 0.5;
+const LONGEST_MISSING_S: f64 = 0.25;
 /// Packets in a row without a frame or sample after which a file is given up.
 const MOST_VAIN_PACKETS: usize = 1 << 20;
 
@@ -114,6 +115,8 @@ struct Reader<'a> {
     input: Input,
     video: Option<(Track, Pictures)>,
     audio: Option<(Track, Sound)>,
+    /// Time in the file that counts as 0.
+    origin_s: f64,
     /// Whether reading begins elsewhere than at the start.
     is_amid: bool,
     vain_packets: usize,
@@ -151,10 +154,12 @@ impl<'a> Reader<'a> {
             }
             None => None,
         };
-        let place = ((options.start_s + origin_s) * f64::from(ffi::AV_TIME_BASE)) as i64;
+        let place =
+            ((options.start_s - SOUND_MARGIN_S + origin_s) * f64::from(ffi::AV_TIME_BASE)) as i64;
         let is_far = is_stated && options.start_s > NEAR_START_S;
         let is_amid = may_jump && is_far && input.seek(place, ..place).is_ok();
-        Ok(Self { path, options, limits, input, video, audio, is_amid, vain_packets: 0 })
+        let vain_packets = 0;
+        Ok(Self { path, options, limits, input, video, audio, origin_s, is_amid, vain_packets })
     }
 
     fn read(mut self, outlet: &Outlet<Progress>) -> Result<Outcome> {
@@ -314,16 +319,36 @@ impl<'a> Reader<'a> {
     }
 
     /// Checks that the file goes on to the end that its header states, if it is in a format that
-    /// states it exactly.
+    /// states it exactly: for each stream, or for the file as a whole.
     fn check_whole(&self, end_s: f64) -> Result<()> {
         let format = self.input.format();
-        let states_length = ["mp4", "matroska", "avi"]
-            .iter()
-            .any(|name| format.name().split(',').any(|alias| alias == *name));
-        let stated_s = self.input.duration() as f64 / f64::from(ffi::AV_TIME_BASE);
-        if states_length && stated_s > end_s + LONGEST_MISSING_S {
-            let reason = format!("cut off: it ends at {end_s:.2} s of {stated_s:.2} s");
-            return Err(Error::media(self.path, reason));
+        let is = |wanted: &str| format.name().split(',').any(|name| name == wanted);
+        let check = |end_s: f64, stated_s: f64| match stated_s > end_s + LONGEST_MISSING_S {
+            true => {
+                let reason = format!("cut off: it ends at {end_s:.2} s of {stated_s:.2} s");
+                Err(Error::media(self.path, reason))
+            }
+            false => Ok(()),
+        };
+        if is("mp4") || is("avi") {
+            let picture = self.video.as_ref().map(|(track, _)| (track.index, track.end_s));
+            let sound = self.audio.as_ref().map(|(track, sound)| (track.index, sound.end_s()));
+            for (index, end_s) in picture.into_iter().chain(sound) {
+                if let Some(stream) = self.input.stream(index) {
+                    check(end_s, seconds(stream.duration(), stream.time_base()))?;
+                }
+            }
+        }
+        if is("avi")
+            && let Some((track, _)) = &self.video
+        {
+            // FFmpeg lowers the length to what can be there, but not the number of frames.
+            let frames = self.input.stream(track.index).map_or(0, |stream| stream.frames());
+            check(track.end_s, frames as f64 * track.usual_frame_s)?;
+        }
+        if is("matroska") {
+            let stated_s = self.input.duration() as f64 / f64::from(ffi::AV_TIME_BASE);
+            check(end_s, stated_s - self.origin_s)?;
         }
         Ok(())
     }

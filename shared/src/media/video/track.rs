@@ -20,8 +20,8 @@ pub(super) struct Track {
     time_base: Rational,
     /// Time in the file that counts as 0.
     origin_s: f64,
-    /// Length of a frame that does not state its own.
-    usual_frame_s: f64,
+    /// Mean length of a frame; 0 if it is not known.
+    pub(super) usual_frame_s: f64,
     /// The error of a packet that may turn out to be the last.
     damage: Option<String>,
 }
