@@ -1,14 +1,21 @@
 //! MM-Diffusion (Ruan et al., CVPR 2023): joint diffusion of sound and picture.
 
+pub mod conditioning;
 pub mod config;
 pub mod demo_data;
+pub mod diffusion;
 pub mod layers;
 pub mod pair;
+pub mod samplers;
+pub mod state;
 pub mod super_resolution;
 pub mod time_embedding;
 pub mod unet;
 
 pub use config::{DiffusionFlags, SuperResolutionConfig, UnetConfig};
+pub use diffusion::{Diffusion, DiffusionConfig, Spacing};
 pub use pair::{Denoiser, Pair};
+pub use samplers::Sampler;
+pub use state::State;
 pub use super_resolution::SuperResolutionUnet;
 pub use unet::{CoupledDenoiser, CoupledUnet, Shifts};

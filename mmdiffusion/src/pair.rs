@@ -12,9 +12,10 @@ pub struct Pair {
     pub audio: Tensor,
 }
 
-/// A network that a sampler asks for its prediction.
-pub trait Denoiser {
-    /// The raw output of the network for noisy clips `x` at `model_time [B]` (f32, in steps of the
+/// A network that a sampler asks for its prediction of a state: of pairs, or of pictures
+/// `[N, C, H, W]` (`Denoiser<Tensor>`).
+pub trait Denoiser<S = Pair> {
+    /// The raw output of the network for the noisy `x` at `model_time [B]` (f32, in steps of the
     /// schedule that it was trained with), differentiable with respect to `x`. With learned
     /// variances it has twice the channels of `x`.
     ///
@@ -23,5 +24,5 @@ pub trait Denoiser {
     ///
     /// # Errors
     /// When the shapes do not fit the network.
-    fn predict(&self, x: &Pair, model_time: &Tensor, evaluation: usize) -> Result<Pair>;
+    fn predict(&self, x: &S, model_time: &Tensor, evaluation: usize) -> Result<S>;
 }
