@@ -251,6 +251,11 @@ impl Case {
         self.compare(name, result, 0.0, 0.0)
     }
 
+    /// Whether the case states that the whole numbers `name` are others in a f64 run of the reference.
+    pub fn is_ambiguous(&self, name: &str) -> bool {
+        self.tolerance[format!("out.{name}")]["int_equal"] == false
+    }
+
     /// Compares a number, with an error of at most `absolute`.
     ///
     /// # Errors

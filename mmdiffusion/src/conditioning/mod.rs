@@ -1,5 +1,9 @@
 //! Clips of which a part is given.
 
+mod given;
+
+pub use given::Given;
+
 use candle_core::{Tensor, Var};
 use shared::{Error, Result};
 

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use shared::{Error, Result};
 
+use crate::config::DiffusionFlags;
 pub use posterior::Gaussian;
 pub use schedule::{Coefficients, Schedule};
 pub use spacing::Spacing;
@@ -82,6 +83,29 @@ impl Default for DiffusionConfig {
 }
 
 impl DiffusionConfig {
+    /// The process that published settings describe; `learn_sigma` is the network's.
+    ///
+    /// # Errors
+    /// When there is no such schedule.
+    pub fn from_flags(flags: &DiffusionFlags, learn_sigma: bool) -> Result<Self> {
+        let schedule = match flags.noise_schedule.as_str() {
+            "linear" => Schedule::Linear,
+            "cosine" => Schedule::Cosine,
+            name => {
+                return Err(Error::Argument(format!(
+                    "noise_schedule: expected linear or cosine, found {name:?}"
+                )));
+            }
+        };
+        Ok(Self {
+            steps: flags.diffusion_steps,
+            schedule,
+            target: if flags.predict_xstart { Target::Clean } else { Target::Epsilon },
+            variance: if learn_sigma { Variance::LearnedRange } else { Variance::FixedLarge },
+            rescale_times: flags.rescale_timesteps,
+        })
+    }
+
     /// The published one of super-resolution.
     pub fn super_resolution() -> Self {
         Self { variance: Variance::LearnedRange, ..Self::default() }

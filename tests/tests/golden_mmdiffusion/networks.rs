@@ -210,12 +210,13 @@ pub fn super_resolution(case: &mut Case) -> Result<Verdict> {
         [height, width],
     )?;
     case.check("upsampled_low_res", &enlarged, Class::Forward)?;
+    crate::sampling::super_resolution(case, &network)?;
     for name in case.names("out.") {
-        if name.starts_with("train.") || ["ddim", "ddpm_same_noise"].contains(&name.as_str()) {
+        if name.starts_with("train.") {
             case.skip(&name);
         }
     }
-    Ok(Verdict::Partly("sampling loops; train.*"))
+    Ok(Verdict::Partly("train.*"))
 }
 
 /// The super-resolution network of the case.
