@@ -1,11 +1,16 @@
 //! MM-Diffusion (Ruan et al., CVPR 2023): joint diffusion of sound and picture.
 
+pub mod bench;
 pub mod conditioning;
 pub mod config;
+pub mod cost;
 pub mod demo_data;
 pub mod diffusion;
 pub mod layers;
+pub mod model_file;
+pub mod network;
 pub mod pair;
+pub mod published;
 pub mod samplers;
 pub mod state;
 pub mod super_resolution;
@@ -14,6 +19,8 @@ pub mod unet;
 
 pub use config::{DiffusionFlags, SuperResolutionConfig, UnetConfig};
 pub use diffusion::{Diffusion, DiffusionConfig, Spacing};
+pub use model_file::{ModelCard, ModelFile};
+pub use network::{Network, NetworkConfig};
 pub use pair::{Denoiser, Pair};
 pub use samplers::Sampler;
 pub use state::State;

@@ -12,6 +12,7 @@ pub mod eval;
 pub mod files;
 pub mod kernels;
 pub mod limits;
+pub mod measure;
 pub mod media;
 pub mod nn;
 pub mod report;

@@ -108,23 +108,23 @@ impl ResidualBlock {
 
     fn forward(&self, x: Tensor, embedding: &Tensor) -> Result<Tensor> {
         let silu = Activation::Silu;
-        let hidden = normalise(&x, &self.in_norm, false, None, silu)?;
-        let hidden = self.in_conv.forward(&resample(&hidden, self.resampling)?)?;
-        let hidden = match self.modulator.forward(embedding)? {
-            Modulation::ScaleShift(vectors) => {
-                normalise(&hidden, &self.out_norm, false, Some(&vectors), silu)?
-            }
+        // In an order in which large tensors live short.
+        let mut hidden = normalise(&x, &self.in_norm, false, None, silu)?;
+        let mut short_cut = resample(&x, self.resampling)?;
+        drop(x);
+        if let Some(skip) = &self.skip {
+            short_cut = skip.forward(&short_cut)?;
+        }
+        hidden = self.in_conv.forward(&resample(&hidden, self.resampling)?)?;
+        let scale_shift = match self.modulator.forward(embedding)? {
+            Modulation::ScaleShift(vectors) => Some(vectors),
             Modulation::Shift(vectors) => {
-                let shifted = hidden.broadcast_add(&along(&vectors, 1, 4)?)?;
-                normalise(&shifted, &self.out_norm, false, None, silu)?
+                hidden = hidden.broadcast_add(&along(&vectors, 1, 4)?)?;
+                None
             }
         };
-        let hidden = self.out_conv.forward(&hidden)?;
-        let x = resample(&x, self.resampling)?;
-        let short_cut = match &self.skip {
-            Some(skip) => skip.forward(&x)?,
-            None => x,
-        };
+        hidden = normalise(&hidden, &self.out_norm, false, scale_shift.as_ref(), silu)?;
+        hidden = self.out_conv.forward(&hidden)?;
         Ok((short_cut + hidden)?)
     }
 }

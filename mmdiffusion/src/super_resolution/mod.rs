@@ -21,7 +21,7 @@ use plan::{LayerPlan, Plan};
 /// Channels of a picture.
 const COLOURS: usize = 3;
 /// The embedding of the time is so many times as wide as the channels.
-const EMBEDDING_FACTOR: usize = 4;
+pub(crate) const EMBEDDING_FACTOR: usize = 4;
 
 /// The super-resolution network.
 #[derive(Clone, Debug)]

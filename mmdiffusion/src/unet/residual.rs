@@ -86,16 +86,18 @@ impl Branch {
         })
     }
 
+    /// The steps are in an order in which large tensors live short.
     fn forward(&self, x: Tensor, modulation: &Modulation) -> Result<Tensor> {
         let resample = |x: &Tensor| resample(x, self.modality, self.resampling);
-        let hidden = self.in_conv.forward(&self.in_norm.forward(&x, Activation::Silu)?)?;
-        let hidden = self.out_norm.forward_modulated(&resample(&hidden)?, modulation)?;
-        let hidden = self.out_conv.forward(&hidden)?;
-        let x = resample(&x)?;
-        let short_cut = match &self.skip {
-            Some(skip) => skip.forward(&x)?,
-            None => x,
-        };
+        let mut hidden = self.in_norm.forward(&x, Activation::Silu)?;
+        let mut short_cut = resample(&x)?;
+        drop(x);
+        if let Some(skip) = &self.skip {
+            short_cut = skip.forward(&short_cut)?;
+        }
+        hidden = resample(&self.in_conv.forward(&hidden)?)?;
+        hidden = self.out_norm.forward_modulated(&hidden, modulation)?;
+        hidden = self.out_conv.forward(&hidden)?;
         Ok((short_cut + hidden)?)
     }
 }

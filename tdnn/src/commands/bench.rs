@@ -1,25 +1,20 @@
 //! `tdnn bench`: how fast the published networks are here.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use shared::cli::Common;
 use shared::device;
+use shared::measure::{PEAK_ORDER, median, peak_gflop_per_s, peak_memory_mb, times_s};
 use shared::nn::Weights;
-use shared::nn::functional::matmul;
 use shared::report::{Progress, Table};
 use shared::rng::Stream;
 use tdnn::{Architecture, Frontend, FrontendConfig, NetworkConfig, Subnet, cost};
-
-/// Order of the square matrices whose product measures the peak.
-const PEAK_ORDER: usize = 1024;
 
 #[derive(Args)]
 pub struct Options {
@@ -146,8 +141,8 @@ fn measure(options: &Options, case: usize, common: &Common) -> anyhow::Result<Me
         .collect();
 
     let features = frontend.batch(&recordings, &device)?;
-    let frontend_s = median(times_s(options.runs, || Ok(frontend.batch(&recordings, &device)?))?);
-    let network_s = median(times_s(options.runs, || Ok(network.forward(&features, false)?))?);
+    let frontend_s = median(&times_s(options.runs, || frontend.batch(&recordings, &device))?);
+    let network_s = median(&times_s(options.runs, || network.forward(&features, false))?);
     let peak_memory_mb = peak_memory_mb();
     let peak_gflop_per_s = peak_gflop_per_s(&device, options.runs)?;
 
@@ -176,35 +171,4 @@ fn network(architecture: &Architecture, device: &Device) -> anyhow::Result<Subne
     let origin = Path::new("random weights");
     let weights = Weights::loaded(BTreeMap::new(), origin, false, DType::F32, device);
     Ok(Subnet::new(config, &weights)?)
-}
-
-fn peak_gflop_per_s(device: &Device, runs: usize) -> anyhow::Result<f64> {
-    let ones = Tensor::ones((PEAK_ORDER, PEAK_ORDER), DType::F32, device)?;
-    let times = times_s(runs, || Ok(matmul(&ones, &ones)?))?;
-    Ok(2e-9 * (PEAK_ORDER as f64).powi(3) / times[0])
-}
-
-/// The times of `runs` runs after one more, in ascending order.
-fn times_s<T>(runs: usize, mut job: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<Vec<f64>> {
-    job()?;
-    let mut times = vec![];
-    for _ in 0..runs {
-        let start = Instant::now();
-        job()?;
-        times.push(start.elapsed().as_secs_f64());
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times)
-}
-
-fn median(sorted: Vec<f64>) -> f64 {
-    let half = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[half] } else { 0.5 * (sorted[half - 1] + sorted[half]) }
-}
-
-/// What the system (Linux) counts as the process's largest resident memory.
-fn peak_memory_mb() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? * 1.024e-3)
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use mmdiffusion::layers::{Layers, Modulator};
+use mmdiffusion::published;
 use mmdiffusion::time_embedding::sinusoids;
 use mmdiffusion::unet::plan::{CrossPlan, Resampling, ResidualPlan};
 use mmdiffusion::unet::{
@@ -14,6 +15,7 @@ use mmdiffusion::unet::{
 };
 use mmdiffusion::{CoupledUnet, Pair, SuperResolutionConfig, SuperResolutionUnet, UnetConfig};
 use serde_json::Value;
+use shared::limits::Limits;
 use shared::nn::functional::{Activation, Window};
 use shared::nn::{Precision, Weights};
 use tests::golden::{Case, Class, Table, Verdict};
@@ -171,7 +173,10 @@ pub fn unet(case: &mut Case) -> Result<()> {
 
     for set in case.files.clone() {
         let path = case.path.with_file_name(set.get("checkpoint").context("checkpoint")?);
-        let _ = path;
+        let flags = case.config["cfg"].as_object().context("config.cfg")?.clone();
+        let published = published::read(&path, flags, DType::F32, &Limits::default())?;
+        let network = published.model.into_coupled(Precision::F32, &Device::Cpu)?;
+        check_pair(case, "", &run(case, &network)?)?;
     }
     if !case.names("out.fp16.").is_empty() {
         let result = run(case, &coupled(case, Precision::Bf16)?)?;
