@@ -15,6 +15,7 @@ pub mod samplers;
 pub mod state;
 pub mod super_resolution;
 pub mod time_embedding;
+pub mod training;
 pub mod unet;
 
 pub use config::{DiffusionFlags, SuperResolutionConfig, UnetConfig};

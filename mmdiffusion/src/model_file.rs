@@ -69,7 +69,7 @@ pub struct ModelFile {
     /// The network's tensors, in the dtype in which they are stored.
     pub tensors: BTreeMap<String, Tensor>,
     /// Where it was read from, for messages.
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl ModelFile {

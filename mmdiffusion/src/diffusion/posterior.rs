@@ -207,7 +207,7 @@ impl Diffusion {
     }
 
     /// The prediction and, where it is learned, the variance in a network's `output` for `x`.
-    fn split(
+    pub(crate) fn split(
         &self,
         x: &Tensor,
         output: &Tensor,

@@ -3,6 +3,7 @@
 mod diffusion;
 mod networks;
 mod sampling;
+mod training;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -19,13 +20,13 @@ fn case(case: &mut Case) -> Result<Verdict> {
         "resblock" => networks::residual_blocks(case),
         "cross_attention" => networks::cross_attention(case),
         "unet" => networks::unet(case),
-        "super_resolution" => return networks::super_resolution(case),
+        "super_resolution" => networks::super_resolution(case),
         "schedules" => diffusion::schedules(case),
         "p_mean_variance" => diffusion::posteriors(case),
         "dpm_analytic" => sampling::dpm_solver(case),
         "sampling" => sampling::unconditional(case),
         "sampling_conditional" => sampling::conditional(case),
-        "training" => return Ok(Verdict::NotYetBuilt),
+        "training" => training::coupled(case),
         kind => bail!("unknown kind {kind}"),
     }?;
     Ok(Verdict::Tested)

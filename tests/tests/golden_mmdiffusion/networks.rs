@@ -18,7 +18,7 @@ use serde_json::Value;
 use shared::limits::Limits;
 use shared::nn::functional::{Activation, Window};
 use shared::nn::{Precision, Weights};
-use tests::golden::{Case, Class, Table, Verdict};
+use tests::golden::{Case, Class, Table};
 
 /// Relative L2 error allowed against the reference's run in half precision.
 const HALF_PRECISION_ERROR: f64 = 2e-2;
@@ -196,7 +196,7 @@ pub fn coupled(case: &Case, precision: Precision) -> Result<CoupledUnet> {
     Ok(network)
 }
 
-pub fn super_resolution(case: &mut Case) -> Result<Verdict> {
+pub fn super_resolution(case: &mut Case) -> Result<()> {
     let network = enlarging(case)?;
     let seen = RefCell::new(BTreeMap::new());
     let result = network.forward_observed(
@@ -216,12 +216,7 @@ pub fn super_resolution(case: &mut Case) -> Result<Verdict> {
     )?;
     case.check("upsampled_low_res", &enlarged, Class::Forward)?;
     crate::sampling::super_resolution(case, &network)?;
-    for name in case.names("out.") {
-        if name.starts_with("train.") {
-            case.skip(&name);
-        }
-    }
-    Ok(Verdict::Partly("train.*"))
+    crate::training::super_resolution(case, network.config())
 }
 
 /// The super-resolution network of the case.

@@ -1,0 +1,240 @@
+//! Clips to train on, decoded once.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use shared::data::{to_f32, to_i16};
+use shared::limits::Limits;
+use shared::media::image::Letterbox;
+use shared::media::video::{Channel, ClipOptions, VideoClip, read_clip};
+use shared::report::Progress;
+use shared::{Error, Result};
+
+use crate::Pair;
+
+/// The form of the clips that a network is trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClipForm {
+    /// Frames.
+    pub frames: usize,
+    /// Frames a second.
+    pub fps: u32,
+    /// Rows of a frame.
+    pub height: usize,
+    /// Pixels in a row.
+    pub width: usize,
+    /// Samples of sound.
+    pub samples: usize,
+    /// Sampling rate of the sound.
+    pub rate_hz: u32,
+}
+
+impl ClipForm {
+    /// # Errors
+    /// [`Error::Argument`] when picture and sound differ in length by a frame or more.
+    pub fn check(&self) -> Result<()> {
+        let picture_s = self.frames as f64 / f64::from(self.fps.max(1));
+        let sound_s = self.samples as f64 / f64::from(self.rate_hz.max(1));
+        if self.fps == 0
+            || self.rate_hz == 0
+            || (picture_s - sound_s).abs() * f64::from(self.fps) >= 1.0
+        {
+            return Err(Error::Argument(format!(
+                "{} frames at {} a second take {picture_s} s, {} samples at {} Hz {sound_s} s; picture \
+                 and sound of a clip must be equally long",
+                self.frames, self.fps, self.samples, self.rate_hz
+            )));
+        }
+        Ok(())
+    }
+
+    /// What is read from a file for it.
+    fn options(&self) -> ClipOptions {
+        ClipOptions {
+            fps: self.fps,
+            start_s: 0.0,
+            duration_s: None,
+            letterbox: Some(Letterbox::new(self.width, self.height)),
+            rate_hz: self.rate_hz,
+            channel: Channel::First,
+        }
+    }
+}
+
+/// A part of a recording as the network takes it.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// `[F, 3, H, W]` in -1..1.
+    pub video: Vec<f32>,
+    /// `[L]` in -1..1.
+    pub audio: Vec<f32>,
+}
+
+/// Recordings decoded once and kept in memory up to a limit, from which windows are cut; those beyond
+/// are decoded again each time. Both ways give the same.
+#[derive(Debug)]
+pub struct ClipSet {
+    form: ClipForm,
+    limits: Limits,
+    recordings: Vec<Recording>,
+}
+
+#[derive(Debug)]
+struct Recording {
+    path: PathBuf,
+    frames: usize,
+    decoded: Option<Decoded>,
+}
+
+#[derive(Debug)]
+struct Decoded {
+    /// `[F, H, W, 3]`.
+    pixels: Vec<u8>,
+    samples: Vec<i16>,
+}
+
+impl ClipSet {
+    /// The recordings in `files`, of which at most `memory_bytes` are kept decoded, and why others are
+    /// left out: those that cannot be read, have no picture or no sound, or are too short.
+    ///
+    /// # Errors
+    /// As [`ClipForm::check`]; [`Error::Argument`] when no recording is left.
+    pub fn read(
+        files: &[PathBuf],
+        form: ClipForm,
+        memory_bytes: u64,
+        limits: &Limits,
+        quiet: bool,
+    ) -> Result<(Self, Vec<Error>)> {
+        form.check()?;
+        let progress = Progress::new("read clips", "files", Some(files.len() as u64), quiet);
+        let used_bytes = AtomicU64::new(0);
+        let read = |path: &PathBuf| -> Result<Recording> {
+            let decoded = decode(path, &form, limits);
+            progress.inc(1);
+            let (frames, decoded) = decoded?;
+            let bytes = (decoded.pixels.len() + 2 * decoded.samples.len()) as u64;
+            let fits = used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= memory_bytes;
+            if !fits {
+                used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            }
+            Ok(Recording { path: path.clone(), frames, decoded: fits.then_some(decoded) })
+        };
+        let results: Vec<Result<Recording>> = files.par_iter().map(read).collect();
+        progress.finish();
+        let (mut recordings, mut failures) = (vec![], vec![]);
+        for result in results {
+            match result {
+                Ok(recording) => recordings.push(recording),
+                Err(error) => failures.push(error),
+            }
+        }
+        if recordings.is_empty() {
+            let first =
+                failures.first().map_or_else(String::new, |error| format!("; first: {error}"));
+            return Err(Error::Argument(format!(
+                "none of {} files is a clip to train on{first}",
+                files.len()
+            )));
+        }
+        Ok((Self { form, limits: limits.clone(), recordings }, failures))
+    }
+
+    /// Number of recordings.
+    pub fn len(&self) -> usize {
+        self.recordings.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.recordings.is_empty()
+    }
+
+    /// The form of the windows.
+    pub fn form(&self) -> &ClipForm {
+        &self.form
+    }
+
+    /// Number of frames at which a window of recording `number` can begin, at least one.
+    pub fn places(&self, number: usize) -> usize {
+        let frames = self.recordings.get(number).map_or(0, |recording| recording.frames);
+        frames.saturating_sub(self.form.frames) + 1
+    }
+
+    /// The window of recording `number` that begins with frame `first`, its picture `mirrored` left to
+    /// right if asked.
+    ///
+    /// # Errors
+    /// When there is no such window; those of [`read_clip`].
+    pub fn window(&self, number: usize, first: usize, mirrored: bool) -> Result<Window> {
+        let recording = self.recordings.get(number).filter(|_| first < self.places(number));
+        let Some(recording) = recording else {
+            return Err(Error::Argument(format!("there is no window {first} of clip {number}")));
+        };
+        let again;
+        let Decoded { pixels, samples } = match &recording.decoded {
+            Some(decoded) => decoded,
+            None => {
+                again = decode(&recording.path, &self.form, &self.limits)?.1;
+                &again
+            }
+        };
+        let ClipForm { frames, fps, height, width, samples: length, rate_hz } = self.form;
+        let area = height * width;
+        let from_byte = |byte: u8| f32::from(byte) / 127.5 - 1.0;
+        let mut video = vec![0.0; frames * 3 * area];
+        let source = pixels.chunks_exact(3 * area).skip(first).take(frames);
+        for (picture, planes) in source.zip(video.chunks_exact_mut(3 * area)) {
+            for (index, pixel) in picture.chunks_exact(3).enumerate() {
+                let column = index % width;
+                let place = if mirrored { index + width - 1 - 2 * column } else { index };
+                for (colour, byte) in pixel.iter().enumerate() {
+                    planes[colour * area + place] = from_byte(*byte);
+                }
+            }
+        }
+        let start = (first as f64 / f64::from(fps) * f64::from(rate_hz)).round() as usize;
+        let mut audio = to_f32(samples.get(start..).unwrap_or_default());
+        audio.resize(length, 0.0);
+        Ok(Window { video, audio })
+    }
+
+    /// The pair of `windows`.
+    ///
+    /// # Errors
+    /// When one has another form.
+    pub fn pair(&self, windows: Vec<Window>, device: &Device) -> Result<Pair> {
+        let ClipForm { frames, height, width, samples, .. } = self.form;
+        let count = windows.len();
+        let (video, audio): (Vec<_>, Vec<_>) =
+            windows.into_iter().map(|window| (window.video, window.audio)).unzip();
+        Ok(Pair {
+            video: Tensor::from_vec(video.concat(), (count, frames, 3, height, width), device)?,
+            audio: Tensor::from_vec(audio.concat(), (count, 1, samples), device)?,
+        })
+    }
+}
+
+/// A whole recording in the form of the windows, and its number of frames.
+fn decode(path: &Path, form: &ClipForm, limits: &Limits) -> Result<(usize, Decoded)> {
+    let lacks =
+        |what: &str| Error::media(path, format!("has no {what}, so it is no clip to train on"));
+    let VideoClip { frames, sound, .. } = read_clip(path, &form.options(), limits)?;
+    let frames = frames.ok_or_else(|| lacks("picture"))?;
+    let sound = sound.ok_or_else(|| lacks("sound"))?;
+    if frames.count() < form.frames {
+        return Err(Error::media(
+            path,
+            format!(
+                "has {} frames at {} fps, fewer than {}",
+                frames.count(),
+                form.fps,
+                form.frames
+            ),
+        ));
+    }
+    let decoded = Decoded { pixels: frames.pixels().to_vec(), samples: to_i16(&sound.samples) };
+    Ok((frames.count(), decoded))
+}

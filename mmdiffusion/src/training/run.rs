@@ -1,0 +1,299 @@
+//! The training run.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use shared::data::{Loader, LoaderOptions, Position};
+use shared::nn::{Precision, Weights};
+use shared::rng::Stream;
+use shared::train::{
+    Ema, Evaluation, Gradients, Group, Interrupt, StepOutcome, Task, Trainer, TrainerConfig,
+    Unreached,
+};
+use shared::{Error, Result};
+
+use super::clips::{ClipSet, Window};
+use super::config::TrainConfig;
+use super::objective::{Losses, Objective};
+use super::step_sampler::StepSampler;
+use crate::diffusion::{Diffusion, DiffusionConfig, Spacing};
+use crate::model_file::{ModelCard, ModelFile};
+use crate::network::NetworkConfig;
+use crate::{CoupledUnet, Pair, Shifts};
+
+/// Threads that cut windows ahead of time.
+const WORKERS: usize = 1;
+/// Noise levels at which each validation clip is tried.
+const VALIDATION_LEVELS: usize = 4;
+/// Most validation clips.
+const VALIDATION_CLIPS: usize = 64;
+
+/// How a run is watched and kept.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Steps between two checkpoints.
+    pub save_every: u64,
+    /// Steps between two evaluations.
+    pub evaluate_every: u64,
+    /// What asks the run to stop.
+    pub interrupt: Interrupt,
+    /// Show no progress.
+    pub quiet: bool,
+}
+
+/// Trains a coupled network as `config` says on `clips`, in `folder`, which holds all that is needed to
+/// go on after an interruption. `initial` weights begin it where they are given. The model that comes
+/// out has the averaged weights of the first rate, if there is any.
+///
+/// # Errors
+/// [`Error::Interrupted`] with everything saved; those of [`Trainer::run`].
+pub fn train(
+    config: &TrainConfig,
+    clips: &Arc<ClipSet>,
+    validation: Option<&ClipSet>,
+    initial: Option<&ModelFile>,
+    folder: &Path,
+    options: &RunOptions,
+    device: &Device,
+) -> Result<ModelFile> {
+    config.validate()?;
+    let weights = match initial {
+        Some(model) => {
+            let tensors = model.tensors.clone();
+            Weights::loaded(tensors, &model.path, true, DType::F32, device)
+        }
+        None => Weights::fresh(config.seed, DType::F32, device),
+    };
+    let network = CoupledUnet::new(&config.network, &weights, Precision::F32)?;
+    if initial.is_some() {
+        weights.check(false)?;
+    }
+    let diffusion = DiffusionConfig::from_flags(&config.diffusion, config.network.learn_sigma)?;
+    let diffusion = Diffusion::new(&diffusion, &Spacing::All)?;
+    let mut task = CoupledTask {
+        config,
+        folder,
+        network: &network,
+        sampler: StepSampler::new(config.step_sampling, diffusion.steps()),
+        diffusion: &diffusion,
+        clips,
+        validation,
+        device,
+        position: Position::default(),
+        loader: None,
+    };
+    let trainer_config = TrainerConfig {
+        steps: config.steps,
+        rule: config.rule(),
+        schedule: config.schedule.clone(),
+        unreached: Unreached::default(),
+        clip_norm: config.clip_norm,
+        ema_rates: config.ema_rates.clone(),
+        log_every: 1,
+        evaluate_every: options.evaluate_every,
+        save_every: options.save_every,
+        keep: NonZeroUsize::MIN,
+    };
+    let mut trainer =
+        Trainer::open(folder, trainer_config, &weights, |_| Group::default(), &mut task)?
+            .with_interrupt(options.interrupt.clone());
+    if !options.quiet {
+        trainer = trainer.with_progress();
+    }
+    trainer.run(&mut task)?;
+    let mut tensors = weights.state();
+    if !config.ema_rates.is_empty() {
+        tensors.extend(trainer.ema().tensors(0)?);
+    }
+    let network = NetworkConfig::Coupled(config.network.clone());
+    let mut card = ModelCard::new(network, config.diffusion.clone());
+    card.frames_per_second = config.fps.into();
+    card.rate_hz = config.rate_hz;
+    ModelFile::new(card, &tensors, DType::F16)
+}
+
+struct CoupledTask<'a> {
+    config: &'a TrainConfig,
+    folder: &'a Path,
+    network: &'a CoupledUnet,
+    diffusion: &'a Diffusion,
+    sampler: StepSampler,
+    clips: &'a Arc<ClipSet>,
+    validation: Option<&'a ClipSet>,
+    device: &'a Device,
+    /// Where the loader starts when it is made.
+    position: Position,
+    loader: Option<Loader<Window>>,
+}
+
+impl Task for CoupledTask<'_> {
+    fn step(&mut self, step: u64, gradients: &mut Gradients) -> Result<StepOutcome> {
+        let mut windows = self.windows()?;
+        let (seed, batch) = (self.config.seed, windows.len());
+        let mut draws = Stream::new(seed, "training steps of diffusion", step);
+        let draws: Vec<(usize, f64)> = (0..batch).map(|_| self.sampler.draw(&mut draws)).collect();
+        let mut sums: Vec<(String, f64)> = vec![];
+        let mut mean = 0.0;
+        let mut first = 0;
+        while !windows.is_empty() {
+            let rest = windows.split_off(self.config.part.min(windows.len()));
+            let part = std::mem::replace(&mut windows, rest);
+            let count = part.len();
+            let (t, factors): (Vec<usize>, Vec<f64>) =
+                draws.iter().skip(first).take(count).copied().unzip();
+            let clean = self.clips.pair(part, self.device)?;
+            let noise = noise_like(&clean, seed, step * batch as u64 + first as u64)?;
+            let losses = self.losses(&clean, &noise, &t, step)?;
+            let factors = Tensor::from_iter(factors.iter().map(|f| *f as f32), self.device)?;
+            let loss = (&losses.total * factors)?.mean_all()?;
+            gradients.add(&loss, count as f64)?;
+            mean += f64::from(loss.to_scalar::<f32>()?) * count as f64 / batch as f64;
+            let of_clips: Vec<f32> = losses.total.to_vec1()?;
+            self.sampler.update(&t, &of_clips.into_iter().map(f64::from).collect::<Vec<_>>());
+            for (name, term) in losses.terms {
+                let sum = f64::from(term.sum_all()?.to_scalar::<f32>()?) / batch as f64;
+                match sums.iter_mut().find(|(known, _)| *known == name) {
+                    Some((_, so_far)) => *so_far += sum,
+                    None => sums.push((name, sum)),
+                }
+            }
+            first += count;
+        }
+        gradients.average()?;
+        Ok(StepOutcome { loss: mean, metrics: sums })
+    }
+
+    fn evaluate(&mut self, _steps: u64, ema: &Ema) -> Result<Evaluation> {
+        let Some(clips) = self.validation else { return Ok(Evaluation::default()) };
+        let loss = match ema.rates().is_empty() {
+            true => self.validation_loss(clips)?,
+            false => ema.with_average(0, || self.validation_loss(clips))?,
+        };
+        Ok(Evaluation { score: None, metrics: vec![("validation_loss".to_owned(), loss)] })
+    }
+
+    fn state(&self) -> Value {
+        json!({
+            "settings": self.settings(),
+            "position": self.position,
+            "losses": self.sampler.state(),
+        })
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<()> {
+        let settings = self.settings();
+        if state["settings"] != settings {
+            return Err(Error::checkpoint(
+                self.folder,
+                format!(
+                    "holds a run with other settings; choose another folder or the same settings\n  \
+                     there: {}\n  now:   {settings}",
+                    state["settings"]
+                ),
+            ));
+        }
+        let malformed = |error| Error::Argument(format!("training state: {error}"));
+        self.position = serde_json::from_value(state["position"].clone()).map_err(malformed)?;
+        let losses = serde_json::from_value(state["losses"].clone()).map_err(malformed)?;
+        self.sampler.restore(losses)
+    }
+}
+
+impl CoupledTask<'_> {
+    /// What decides on the examples and the loss; a run goes on under the same only, though it may be
+    /// made longer or shorter.
+    fn settings(&self) -> Value {
+        let mut settings = json!(self.config);
+        if let Some(settings) = settings.as_object_mut() {
+            settings.remove("steps");
+            settings.insert("clips".to_owned(), self.clips.len().into());
+        }
+        settings
+    }
+
+    /// The windows of the next step.
+    fn windows(&mut self) -> Result<Vec<Window>> {
+        let loader = match &mut self.loader {
+            Some(loader) => loader,
+            None => {
+                let clips = self.clips.clone();
+                let (seed, mirror) = (self.config.seed, self.config.mirror);
+                let items = clips.len() as u64;
+                let make = move |epoch: u64, number: usize| {
+                    let mut stream = Stream::new(seed, "window", epoch * items + number as u64);
+                    let first = stream.below(clips.places(number));
+                    clips.window(number, first, stream.uniform() < mirror)
+                };
+                let options = LoaderOptions {
+                    items: self.clips.len(),
+                    batch: self.config.batch.min(self.clips.len()),
+                    drop_last: true,
+                    shuffle_seed: Some(seed),
+                    epochs: None,
+                    workers: WORKERS,
+                    ahead: 4 * self.config.batch,
+                    skip_failures: false,
+                };
+                self.loader.insert(Loader::new(options, self.position, make)?)
+            }
+        };
+        let batch = loader
+            .next_batch()?
+            .ok_or_else(|| Error::Argument("the training data ended".into()))?;
+        self.position = loader.position();
+        Ok(batch.items)
+    }
+
+    fn losses(&self, clean: &Pair, noise: &Pair, t: &[usize], evaluation: u64) -> Result<Losses> {
+        let rescale_bound = self.config.diffusion.rescale_learned_sigmas;
+        let objective = Objective { diffusion: self.diffusion, rescale_bound };
+        let largest = self.network.largest_shifts(self.clips.form().frames);
+        let shifts = match self.config.network.cross_attention_shift {
+            true => Shifts::Random { seed: self.config.seed }.draw(&largest, evaluation as usize),
+            false => vec![0; largest.len()],
+        };
+        objective.losses(clean, noise, t, |x, time| self.network.forward(x, time, &shifts))
+    }
+
+    /// The mean loss of the first windows of clips, not mirrored, at evenly spread steps, always with
+    /// the same noise.
+    fn validation_loss(&self, clips: &ClipSet) -> Result<f64> {
+        let mut sum = 0.0;
+        let count = clips.len().min(VALIDATION_CLIPS);
+        for number in 0..count {
+            let clean = clips.pair(vec![clips.window(number, 0, false)?], self.device)?;
+            for level in 0..VALIDATION_LEVELS {
+                // Each clip has steps of its own within the four quarters.
+                let place = (level as f64 + (number as f64 + 0.5) / count as f64)
+                    / VALIDATION_LEVELS as f64;
+                let t = (place * self.diffusion.steps() as f64) as usize;
+                let draw = (number * VALIDATION_LEVELS + level) as u64;
+                let noise = noise_like(&clean, u64::MAX, draw)?;
+                let losses = self.losses(&clean, &noise, &[t], draw)?;
+                sum += f64::from(losses.total.detach().sum_all()?.to_scalar::<f32>()?);
+            }
+        }
+        Ok(sum / (count * VALIDATION_LEVELS) as f64)
+    }
+}
+
+/// Noise of the shape of `clean`, whose first clip has number `first`.
+fn noise_like(clean: &Pair, seed: u64, first: u64) -> Result<Pair> {
+    let noise = |like: &Tensor, purpose: &str| -> Result<Tensor> {
+        let count = like.dims().first().copied().unwrap_or_default();
+        let size = like.elem_count() / count.max(1);
+        let mut values = Vec::with_capacity(like.elem_count());
+        for clip in 0..count as u64 {
+            let mut stream = Stream::new(seed, purpose, first + clip);
+            values.extend((0..size).map(|_| stream.normal() as f32));
+        }
+        Ok(Tensor::from_vec(values, like.shape(), like.device())?)
+    };
+    Ok(Pair {
+        video: noise(&clean.video, "training noise of the picture")?,
+        audio: noise(&clean.audio, "training noise of the sound")?,
+    })
+}
