@@ -6,6 +6,7 @@ pub mod config;
 pub mod cost;
 pub mod demo_data;
 pub mod diffusion;
+pub mod generate;
 pub mod layers;
 pub mod model_file;
 pub mod network;
