@@ -238,3 +238,89 @@ fn decode(path: &Path, form: &ClipForm, limits: &Limits) -> Result<(usize, Decod
     let decoded = Decoded { pixels: frames.pixels().to_vec(), samples: to_i16(&sound.samples) };
     Ok((frames.count(), decoded))
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use shared::media::audio::Waveform;
+    use shared::media::image::Frames;
+    use shared::media::video::write_mp4;
+
+    use super::*;
+    use crate::demo_data::{self, DemoConfig};
+
+    pub const FORM: ClipForm =
+        ClipForm { frames: 4, fps: 10, height: 8, width: 8, samples: 1_600, rate_hz: 4_000 };
+
+    /// Writes made clips of 6 frames and 32 x 32 pixels.
+    pub fn write_clips(folder: &Path, count: u64) -> Vec<PathBuf> {
+        let config = DemoConfig { frames: 6, side_pixels: 32, ..DemoConfig::default() };
+        let write = |number| {
+            let clip = demo_data::clip(&config, 1, number).unwrap();
+            let path = folder.join(format!("{number}.mp4"));
+            let frames = Frames::new(32, 32, clip.frames.concat()).unwrap();
+            let sound = Waveform { samples: clip.samples, rate_hz: 16_000, channels: 1 };
+            write_mp4(&path, &frames, 10, Some(&sound), "", false).unwrap();
+            path
+        };
+        (0..count).map(write).collect()
+    }
+
+    #[test]
+    fn windows_are_the_same_from_memory_and_from_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = write_clips(folder.path(), 2);
+        let limits = Limits::default();
+        let read = |bytes| ClipSet::read(&files, FORM, bytes, &limits, true).unwrap().0;
+        let (kept, decoded_again) = (read(1 << 30), read(0));
+        assert_eq!((kept.len(), kept.places(0)), (2, 3));
+        for number in 0..2 {
+            for first in 0..3 {
+                let a = kept.window(number, first, false).unwrap();
+                let b = decoded_again.window(number, first, false).unwrap();
+                assert_eq!((&a.video, &a.audio), (&b.video, &b.audio));
+                assert_eq!((a.video.len(), a.audio.len()), (4 * 3 * 64, 1_600));
+                let mirrored = kept.window(number, first, true).unwrap();
+                for (row, other) in a.video.chunks(8).zip(mirrored.video.chunks(8)) {
+                    assert!(row.iter().rev().eq(other));
+                }
+            }
+            let [now, next] = [0, 1].map(|first| kept.window(number, first, false).unwrap());
+            assert_eq!(now.video[3 * 64..], next.video[..9 * 64]);
+            assert_eq!(now.audio[400..], next.audio[..1_200]);
+            assert!(kept.window(number, 3, false).is_err());
+        }
+        let windows = (0..2).map(|number| kept.window(number, 0, false).unwrap()).collect();
+        let pair = kept.pair(windows, &Device::Cpu).unwrap();
+        assert_eq!(
+            (pair.video.dims(), pair.audio.dims()),
+            (&[2, 4, 3, 8, 8][..], &[2, 1, 1_600][..])
+        );
+    }
+
+    #[test]
+    fn what_is_no_clip_is_left_out_and_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut files = write_clips(folder.path(), 1);
+        let silent = folder.path().join("silent.mp4");
+        let frames = Frames::new(16, 16, vec![9; 5 * 16 * 16 * 3]).unwrap();
+        write_mp4(&silent, &frames, 10, None, "", false).unwrap();
+        let short = folder.path().join("short.mp4");
+        let sound = Waveform { samples: vec![0.0; 4_800], rate_hz: 16_000, channels: 1 };
+        write_mp4(&short, &frames.with_count(3), 10, Some(&sound), "", false).unwrap();
+        let broken = folder.path().join("broken.mp4");
+        std::fs::write(&broken, b"no video").unwrap();
+        files.extend([silent, short, broken]);
+        let (clips, failures) =
+            ClipSet::read(&files, FORM, 1 << 30, &Limits::default(), true).unwrap();
+        assert_eq!(clips.len(), 1);
+        let messages: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        for words in [["silent.mp4", "no sound"], ["short.mp4", "3 frames"], ["broken.mp4", ""]] {
+            assert!(
+                messages.iter().any(|m| words.iter().all(|word| m.contains(word))),
+                "{messages:?}"
+            );
+        }
+        let nothing = ClipSet::read(&files[1..], FORM, 1 << 30, &Limits::default(), true);
+        assert!(nothing.is_err());
+    }
+}

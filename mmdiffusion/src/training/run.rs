@@ -297,3 +297,69 @@ fn noise_like(clean: &Pair, seed: u64, first: u64) -> Result<Pair> {
         audio: noise(&clean.audio, "training noise of the sound")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use shared::limits::Limits;
+    use shared::train::Schedule;
+
+    use super::*;
+    use crate::config::UnetConfig;
+    use crate::training::StepSampling;
+    use crate::training::clips::tests::{FORM, write_clips};
+
+    fn config() -> TrainConfig {
+        TrainConfig {
+            network: UnetConfig {
+                video_size: [FORM.frames, 3, FORM.height, FORM.width],
+                audio_size: [1, FORM.samples],
+                num_channels: 32,
+                num_res_blocks: 1,
+                channel_mult: vec![1, 1],
+                num_head_channels: Some(16),
+                cross_attention_resolutions: vec![2],
+                cross_attention_windows: vec![2],
+                video_attention_resolutions: vec![2],
+                ..UnetConfig::published()
+            },
+            fps: FORM.fps,
+            rate_hz: FORM.rate_hz,
+            steps: 4,
+            batch: 3,
+            part: 2,
+            schedule: Schedule::Constant { lr: 1e-3 },
+            ema_rates: vec![0.5, 0.9],
+            step_sampling: StepSampling::LossSecondMoment,
+            ..TrainConfig::default()
+        }
+    }
+
+    fn options() -> RunOptions {
+        RunOptions {
+            save_every: 1,
+            evaluate_every: 2,
+            interrupt: Interrupt::default(),
+            quiet: true,
+        }
+    }
+
+    #[test]
+    fn a_run_goes_on_exactly_and_only_under_the_same_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = write_clips(folder.path(), 4);
+        let (clips, _) = ClipSet::read(&files, FORM, 1 << 30, &Limits::default(), true).unwrap();
+        let clips = Arc::new(clips);
+        let run = |config: &TrainConfig, name: &str| {
+            let folder = folder.path().join(name);
+            train(config, &clips, Some(&clips), None, &folder, &options(), &Device::Cpu)
+        };
+        let whole = run(&config(), "whole").unwrap();
+        run(&TrainConfig { steps: 2, ..config() }, "pieces").unwrap();
+        let resumed = run(&config(), "pieces").unwrap();
+        assert_eq!(resumed.card.tensors_sha256(), whole.card.tensors_sha256());
+
+        let other = TrainConfig { mirror: 0.0, ..config() };
+        let refused = run(&other, "whole").unwrap_err().to_string();
+        assert!(refused.contains("other settings"), "{refused}");
+    }
+}
