@@ -20,6 +20,7 @@ use workloads::{Work, peaks, workloads};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn bench(criterion: &mut Criterion) {
+    shared::device::set_threads(None).expect("threads");
     let (peak_flops, peak_bytes) = peaks().expect("a product of matrices");
     println!(
         "peak: {:.0} GFLOP/s in a product of matrices, {:.1} GB/s in a copy\n",

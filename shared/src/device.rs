@@ -58,16 +58,18 @@ impl DeviceName {
 }
 
 /// Sets the number of threads that compute, for the whole process; `None` takes one per core.
-/// Returns the number in force.
+/// Returns the number in force. To be called before other threads run, as it also keeps candle from
+/// starting threads beside these.
 ///
 /// # Errors
 /// When `threads` is 0 or the pool is already running with another number.
 pub fn set_threads(threads: Option<usize>) -> Result<usize> {
+    crate::kernels::keep_candle_on_one_thread();
     if let Some(threads) = threads {
         if threads == 0 {
             return Err(Error::Argument("--threads must be at least 1".into()));
         }
-        // One pool serves candle, rten-gemm and our kernels: rayon's global one.
+        // One pool serves all kernels: rayon's global one.
         let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         if built.is_err() && rayon::current_num_threads() != threads {
             return Err(Error::Argument(format!(

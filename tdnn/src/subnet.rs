@@ -153,7 +153,10 @@ impl ConvReluNorm {
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.bn.forward(&self.conv.forward(x)?, train)
+        if train {
+            return self.bn.forward(&self.conv.forward(x)?, true);
+        }
+        self.conv.forward_norm(x, &self.bn)
     }
 }
 

@@ -7,6 +7,7 @@ pub mod activation;
 pub mod attention;
 pub mod attentive_statistics;
 pub mod conv;
+pub(crate) mod epilogue;
 pub(crate) mod gemm;
 pub mod isa;
 pub mod linear;
@@ -18,10 +19,13 @@ pub mod upsample;
 
 #[cfg(test)]
 pub(crate) mod check;
+
 mod parallel;
 mod real;
 mod rows;
 mod vectorised;
+
+pub(crate) use parallel::keep_candle_on_one_thread;
 
 use candle_core::{CpuStorage, DType, Layout, Storage, Tensor, WithDType};
 

@@ -40,6 +40,13 @@ impl<'a, T: Real> Rows<'a, T> {
         &self.data[self.starts[row]..][..self.len]
     }
 
+    /// The elements of all rows, if each row follows the one before.
+    pub(crate) fn all(&self) -> Option<&'a [T]> {
+        let (&first, &last) = (self.starts.first()?, self.starts.last()?);
+        let follows = |pair: &[usize]| pair[1] == pair[0] + self.len;
+        self.starts.windows(2).all(follows).then(|| &self.data[first..last + self.len])
+    }
+
     /// How many rows there are.
     pub(crate) fn count(&self) -> usize {
         self.starts.len()

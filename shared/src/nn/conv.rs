@@ -6,8 +6,9 @@ use candle_core::Tensor;
 
 use super::functional::{self, ConvOptions, ConvTranspose1dOptions, Precision};
 use super::kept::Kept;
-use super::{Init, Weights};
+use super::{BatchNorm1d, Init, Weights};
 use crate::kernels::conv::{Packed, convolve_with};
+use crate::kernels::epilogue::After;
 use crate::{Error, Result};
 
 /// Convolution over `D` dimensions. Parameters: `weight` `[O, C/g, ..]`, `bias` `[O]`.
@@ -63,8 +64,8 @@ impl<const D: usize> Conv<D> {
         self.kept.precision()
     }
 
-    fn convolve(&self, x: &Tensor) -> Result<Tensor> {
-        self.convolve_as(x, &self.weight, &self.options)
+    fn convolve(&self, x: &Tensor, after: After) -> Result<Tensor> {
+        self.convolve_as(x, &self.weight, &self.options, after)
     }
 
     /// The convolution of `x` with `weight`, the layer's with further dimensions of size 1.
@@ -73,9 +74,19 @@ impl<const D: usize> Conv<D> {
         x: &Tensor,
         weight: &Tensor,
         options: &ConvOptions<E>,
+        after: After,
     ) -> Result<Tensor> {
         let packed = self.kept.get(weight, |precision| Packed::new(weight, options, precision))?;
-        convolve_with(x, weight, packed, self.bias.as_ref(), options)
+        convolve_with(x, weight, packed, self.bias.as_ref(), options, after)
+    }
+
+    /// The output, see `forward`, plus `residual` of the same shape: where nothing needs a gradient, in
+    /// one pass.
+    ///
+    /// # Errors
+    /// As [`functional::conv_add`]; in narrow precision, when `x` or `residual` need a gradient.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.convolve(x, After { residual: Some(residual), ..After::default() })
     }
 
     /// The weight `[O, C/g, ..]`.
@@ -100,7 +111,16 @@ impl Conv1d {
     /// # Errors
     /// As [`functional::conv1d`]; in narrow precision, when `x` needs a gradient.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.convolve(x)
+        self.convolve(x, After::default())
+    }
+
+    /// The output, normalised by `norm` with its running statistics: where nothing needs a gradient, in
+    /// one pass.
+    ///
+    /// # Errors
+    /// As [`Conv1d::forward`]; when the numbers of channels differ.
+    pub fn forward_norm(&self, x: &Tensor, norm: &BatchNorm1d) -> Result<Tensor> {
+        self.convolve(x, After { norm: Some(norm.given()), ..After::default() })
     }
 
     /// The layer along the frames `F` of videos `x` `[B, C, F, H, W]`, every pixel for itself:
@@ -109,6 +129,18 @@ impl Conv1d {
     /// # Errors
     /// As [`Conv1d::forward`].
     pub fn forward_over_frames(&self, x: &Tensor) -> Result<Tensor> {
+        self.convolve_over_frames(x, After::default())
+    }
+
+    /// [`Self::forward_over_frames`] plus `residual` of the same shape, see [`Self::forward_add`].
+    ///
+    /// # Errors
+    /// As [`Conv1d::forward`], and when the shapes differ.
+    pub fn forward_over_frames_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.convolve_over_frames(x, After { residual: Some(residual), ..After::default() })
+    }
+
+    fn convolve_over_frames(&self, x: &Tensor, after: After) -> Result<Tensor> {
         let ConvOptions { stride: [s], dilation: [d], padding: [p], groups, activation } =
             self.options;
         let options = ConvOptions {
@@ -118,7 +150,7 @@ impl Conv1d {
             groups,
             activation,
         };
-        self.convolve_as(x, &self.weight.unsqueeze(3)?.unsqueeze(4)?, &options)
+        self.convolve_as(x, &self.weight.unsqueeze(3)?.unsqueeze(4)?, &options, after)
     }
 }
 
@@ -128,7 +160,7 @@ impl Conv2d {
     /// # Errors
     /// As [`functional::conv2d`]; in narrow precision, when `x` needs a gradient.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.convolve(x)
+        self.convolve(x, After::default())
     }
 
     /// The layer on each frame of videos `x` `[B, C, F, H, W]`: `[B, O, F, H', W']`.
@@ -145,7 +177,7 @@ impl Conv2d {
             groups,
             activation,
         };
-        self.convolve_as(x, &self.weight.unsqueeze(2)?, &options)
+        self.convolve_as(x, &self.weight.unsqueeze(2)?, &options, After::default())
     }
 }
 
@@ -155,7 +187,7 @@ impl Conv3d {
     /// # Errors
     /// As [`functional::conv3d`]; in narrow precision, when `x` needs a gradient.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.convolve(x)
+        self.convolve(x, After::default())
     }
 }
 

@@ -7,9 +7,9 @@ pub use crate::kernels::attention::{
 };
 pub use crate::kernels::attentive_statistics::attentive_statistics;
 pub use crate::kernels::conv::{
-    ConvOptions, ConvTranspose1dOptions, conv_transpose1d, conv1d, conv2d, conv3d,
+    ConvOptions, ConvTranspose1dOptions, conv_add, conv_transpose1d, conv1d, conv2d, conv3d,
 };
-pub use crate::kernels::linear::{linear, matmul};
+pub use crate::kernels::linear::{linear, linear_add, matmul};
 pub use crate::kernels::narrow::Precision;
 pub use crate::kernels::norm::{
     BatchStatistics, GroupNormOptions, add_layer_norm, batch_norm_eval, batch_norm_train,

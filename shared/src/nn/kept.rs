@@ -74,7 +74,7 @@ mod tests {
     use super::*;
     use crate::kernels::check;
     use crate::nn::functional::{Activation, ConvOptions, conv1d, conv2d, linear};
-    use crate::nn::{Conv1d, Conv2d, Linear, Weights};
+    use crate::nn::{BatchNorm1d, Conv1d, Conv2d, Linear, Weights};
 
     fn options() -> ConvOptions<1> {
         ConvOptions { padding: [(1, 1)], activation: Activation::Relu, ..Default::default() }
@@ -133,6 +133,42 @@ mod tests {
             for layer in [&rows, &rows, &rows.clone()] {
                 let found = layer.forward(&x).unwrap();
                 assert_eq!(check::to_vec(&found), check::to_vec(&expected), "{count}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_a_layer_is_that_of_layers_of_their_own() {
+        let weights = Weights::fresh(2, DType::F32, &Device::Cpu);
+        let layers = |weights: &Weights| {
+            let (conv, linear) = layers(weights);
+            (conv, linear, BatchNorm1d::new(&weights.at("norm"), 6, 1e-5, 0.1).unwrap())
+        };
+        let signal = normal(&[3, 5, 90]);
+        let (conv, _, norm) = layers(&weights);
+        norm.forward(&conv.forward(&signal).unwrap(), true).unwrap();
+        let origin = Path::new("test");
+        let frozen = Weights::loaded(weights.state(), origin, false, DType::F32, &Device::Cpu);
+        let rows = normal(&[3, 2, 7]);
+        for weights in [&weights, &frozen] {
+            let (conv, linear, norm) = layers(weights);
+            for precision in [Precision::F32, Precision::Bf16] {
+                let narrowed = |conv: Conv1d, linear: Linear| -> Result<(Conv1d, Linear)> {
+                    Ok((conv.with_precision(precision)?, linear.with_precision(precision)?))
+                };
+                let Ok((conv, linear)) = narrowed(conv.clone(), linear.clone()) else { continue };
+                let (y, z) = (conv.forward(&signal).unwrap(), linear.forward(&rows).unwrap());
+                let pairs = [
+                    (conv.forward_norm(&signal, &norm), norm.forward(&y, false)),
+                    (conv.forward_add(&signal, &y.detach()), Ok((&y + &y).unwrap())),
+                    (linear.forward_add(&rows, &z.detach()), Ok((&z + &z).unwrap())),
+                ];
+                for (found, expected) in pairs {
+                    let [found, expected] = [found, expected].map(|y| check::to_vec(&y.unwrap()));
+                    for (found, expected) in found.iter().zip(&expected) {
+                        assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+                    }
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use super::functional::{Activation, Precision};
 use super::kept::Kept;
 use super::{Init, Weights};
 use crate::Result;
+use crate::kernels::epilogue::After;
 use crate::kernels::linear::{Packed, linear_with};
 
 /// `x W^T + b` over the last dimension. Parameters: `weight` `[O, I]`, `bias` `[O]`.
@@ -60,9 +61,22 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn forward_with(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        self.apply(x, activation, After::default())
+    }
+
+    /// The output plus `residual` of the same shape: where nothing needs a gradient, in one pass.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`], and when the shapes differ.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let after = After { residual: Some(residual), ..After::default() };
+        self.apply(x, Activation::Identity, after)
+    }
+
+    fn apply(&self, x: &Tensor, activation: Activation, after: After) -> Result<Tensor> {
         let Self { weight, bias, kept } = self;
         let packed = kept.get(weight, |precision| Packed::new(weight, precision))?;
-        linear_with(x, weight, packed, bias.as_ref(), activation)
+        linear_with(x, weight, packed, bias.as_ref(), activation, after)
     }
 
     /// The weight `[O, I]`.

@@ -3,15 +3,13 @@
 use candle_core::{DType, Tensor, Var};
 
 use super::weights::{Init, Weights};
-use crate::kernels::norm::{
-    BatchStatistics, batch_norm_eval, batch_norm_train, group_norm, layer_norm,
-};
+use crate::kernels::norm::{BatchStatistics, GivenNorm, batch_norm_train, group_norm, layer_norm};
 use crate::{Error, Result};
 
 /// Batch norm of `[B, C]` or `[B, C, T]` with running statistics, as PyTorch's layer of this name.
 ///
 /// The tensors are public for models that use a part of the channels: they narrow them and call
-/// [`batch_norm_train`] and [`batch_norm_eval`] themselves.
+/// [`batch_norm_train`] and [`crate::nn::functional::batch_norm_eval`] themselves.
 #[derive(Clone, Debug)]
 pub struct BatchNorm1d {
     /// Scale after normalising, `[C]`.
@@ -68,8 +66,18 @@ impl BatchNorm1d {
             self.track(&statistics)?;
             return Ok(y);
         }
-        let (mean, variance) = (self.running_mean.as_tensor(), self.running_var.as_tensor());
-        batch_norm_eval(x, mean, variance, &self.weight, &self.bias, self.eps)
+        self.given().apply(x)
+    }
+
+    /// The norm with the running statistics.
+    pub(super) fn given(&self) -> GivenNorm<'_> {
+        GivenNorm {
+            mean: &self.running_mean,
+            variance: &self.running_var,
+            weight: &self.weight,
+            bias: &self.bias,
+            eps: self.eps,
+        }
     }
 
     /// Moves the running statistics by those of a training batch, and counts it.

@@ -11,16 +11,18 @@ use super::functions::{
     silu_derivative, tanh_derivative,
 };
 use crate::kernels::isa::dispatch;
-use crate::kernels::parallel::write_rows;
+use crate::kernels::parallel::{write_pieces, write_rows};
 use crate::kernels::rows::Rows;
 
 /// `activation` of every element of `x`.
 pub(super) fn forward<T: Smooth>(x: &Rows<T>, activation: Activation) -> Vec<T> {
     fn map<T: Smooth>(x: &Rows<T>, function: impl Fn(T) -> T + Copy + Sync) -> Vec<T> {
-        let work =
-            |row: usize, y: &mut [MaybeUninit<T>]| dispatch(Map { x: x.row(row), y, function });
-        // SAFETY: a row of `x` has as many elements as one of the result.
-        unsafe { write_rows(x.count(), x.len(), work) }
+        let map = |x, y: &mut [MaybeUninit<T>]| dispatch(Map { x, y, function });
+        // SAFETY (both): `map` gets as many elements of `x` as of the result.
+        match x.all() {
+            Some(x) => unsafe { write_pieces(x.len(), |first, y| map(&x[first..][..y.len()], y)) },
+            None => unsafe { write_rows(x.count(), x.len(), |row, y| map(x.row(row), y)) },
+        }
     }
     match activation {
         Activation::Identity => map(x, |x| x),
@@ -67,11 +69,21 @@ pub(super) fn gradient<T: Smooth>(point: &Rows<T>, dy: &Rows<T>, activation: Act
         dy: &Rows<T>,
         derivative: impl Fn(T) -> T + Copy + Sync,
     ) -> Vec<T> {
-        let work = |row: usize, dx: &mut [MaybeUninit<T>]| {
-            dispatch(Product { point: point.row(row), dy: dy.row(row), dx, derivative });
+        let map = |point, dy, dx: &mut [MaybeUninit<T>]| {
+            dispatch(Product { point, dy, dx, derivative });
         };
-        // SAFETY: the rows of all three have the same number of elements.
-        unsafe { write_rows(point.count(), point.len(), work) }
+        // SAFETY (both): `map` gets as many elements of all three.
+        match (point.all(), dy.all()) {
+            (Some(point), Some(dy)) => unsafe {
+                write_pieces(point.len(), |first, dx| {
+                    map(&point[first..][..dx.len()], &dy[first..][..dx.len()], dx)
+                })
+            },
+            _ => unsafe {
+                let work = |row, dx: &mut [_]| map(point.row(row), dy.row(row), dx);
+                write_rows(point.count(), point.len(), work)
+            },
+        }
     }
     match activation {
         Activation::Identity => map(point, dy, |_| T::one()),

@@ -6,9 +6,9 @@ use std::sync::OnceLock;
 
 use super::columns::{PatchPlan, copy_padded, shifted_rows};
 use super::view::View;
-use super::winograd::{self, Tiles, TransformedKernel};
+use super::winograd::{self, PlainKernel, Tiles, TransformedKernel};
 use super::{Geometry, scatter};
-use crate::kernels::activation::{Activation, activate_in_place};
+use crate::kernels::epilogue::Epilogue;
 use crate::kernels::gemm::{Matrix, Output, PackedLeft, Rows, Start, TileSize, multiply, threads};
 use crate::kernels::parallel::get_or_make;
 
@@ -53,10 +53,15 @@ impl PackedWeight {
         tiles: Option<Tiles>,
     ) -> Self {
         if let Some(tiles) = tiles {
-            let element = |row: usize, column: usize, tap: usize| {
-                weight.data[row * rows.stride + column * columns.stride + taps[tap]]
+            let kernel = PlainKernel {
+                data: weight.data,
+                rows: rows.len,
+                row_stride: rows.stride,
+                columns: columns.len,
+                column_stride: columns.stride,
+                taps,
             };
-            let kernel = TransformedKernel::new(tiles, rows.len, columns.len, element);
+            let kernel = TransformedKernel::new(tiles, &kernel);
             return Self::Winograd(kernel);
         }
         // How far apart neighbours in a row lie, channels and taps together, when all are equally
@@ -160,7 +165,7 @@ pub(super) fn forward(
     weight: &PackedWeight,
     bias: Option<&[f32]>,
     geometry: &Geometry,
-    activation: Activation,
+    epilogue: Epilogue,
 ) -> Vec<f32> {
     /// Working memory of a thread: panels, and padded signals.
     type Scratch = (Vec<f32>, Vec<f32>);
@@ -169,7 +174,7 @@ pub(super) fn forward(
     let weight = match weight {
         PackedWeight::Groups(weight) => weight,
         PackedWeight::Winograd(kernel) => {
-            return winograd::forward(x, kernel, bias, geometry, activation);
+            return winograd::forward(x, kernel, bias, geometry, epilogue);
         }
     };
     let (rows, groups) = (geometry.out_group(), geometry.groups);
@@ -177,10 +182,8 @@ pub(super) fn forward(
     let count = geometry.batch * geometry.out_channels * positions;
     let flops = 2 * count * geometry.in_group() * geometry.taps().len();
     let items = geometry.batch * groups;
-    let block = positions
-        .div_ceil(threads::parts(items, flops))
-        .next_multiple_of(TileSize::largest().columns)
-        .min(positions.next_multiple_of(TileSize::largest().columns));
+    let tile = TileSize::largest().columns;
+    let block = tile * threads::block(items, positions.div_ceil(tile), flops);
     let blocks = positions.div_ceil(block);
     let columns = Columns::plan(&x, geometry, block.min(positions));
 
@@ -214,8 +217,11 @@ pub(super) fn forward(
                     }
                 }
                 for row in 0..rows {
-                    let row = output.from(row, first).data;
-                    activate_in_place(activation, std::slice::from_raw_parts_mut(row, part.len()));
+                    let elements = output.from(row, first).data;
+                    let elements = std::slice::from_raw_parts_mut(elements, part.len());
+                    let channel = group * rows + row;
+                    let start = (item * geometry.out_channels + channel) * positions + first;
+                    epilogue.finish(elements, channel, start);
                 }
             }
         });
@@ -231,7 +237,7 @@ pub(super) fn input_gradient(dy: View<f32>, weight: View<f32>, geometry: &Geomet
     match geometry.backwards() {
         Some(backwards) => {
             let packed = PackedWeight::backwards(weight, geometry);
-            forward(dy, &packed, None, &backwards, Activation::Identity)
+            forward(dy, &packed, None, &backwards, Epilogue::default())
         }
         None => scatter::input_gradient(dy, weight, geometry),
     }

@@ -24,6 +24,7 @@ pub use transpose::{ConvTranspose1dOptions, conv_transpose1d};
 use fast::PackedForms;
 
 use super::activation::{Activation, activate};
+use super::epilogue::{After, Ending};
 use super::{to_compute_dtype, to_dtype};
 use crate::{Error, Result};
 
@@ -65,7 +66,7 @@ pub fn conv1d(
     bias: Option<&Tensor>,
     options: &ConvOptions<1>,
 ) -> Result<Tensor> {
-    convolve(x, weight, None, bias, options)
+    convolve(x, weight, None, bias, options, After::default())
 }
 
 /// The convolution `[B, O, H', W']` of `x` `[B, C, H, W]` with `weight` `[O, C/g, Kh, Kw]`, plus
@@ -79,7 +80,7 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     options: &ConvOptions<2>,
 ) -> Result<Tensor> {
-    convolve(x, weight, None, bias, options)
+    convolve(x, weight, None, bias, options, After::default())
 }
 
 /// The convolution `[B, O, D', H', W']` of `x` `[B, C, D, H, W]` with `weight`
@@ -93,19 +94,38 @@ pub fn conv3d(
     bias: Option<&Tensor>,
     options: &ConvOptions<3>,
 ) -> Result<Tensor> {
-    convolve(x, weight, None, bias, options)
+    convolve(x, weight, None, bias, options, After::default())
 }
 
-/// The convolution of `x` with `weight`, whose packed forms may be kept.
+/// The convolution of `x` `[B, C, ..]` with `weight` `[O, C/g, ..]` over `D` dimensions, plus `bias`
+/// `[O]`, after the activation; plus `residual`, in the shape of that. Where nothing needs a gradient,
+/// all in one pass. See [`conv1d`].
+///
+/// # Errors
+/// As [`conv1d`].
+pub fn conv_add<const D: usize>(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    residual: &Tensor,
+    options: &ConvOptions<D>,
+) -> Result<Tensor> {
+    let after = After { residual: Some(residual), ..After::default() };
+    convolve(x, weight, None, bias, options, after)
+}
+
+/// The convolution of `x` with `weight`, whose packed forms may be kept, and what follows.
 fn convolve<const D: usize>(
     x: &Tensor,
     weight: &Tensor,
     packed: Option<&Arc<PackedForms>>,
     bias: Option<&Tensor>,
     options: &ConvOptions<D>,
+    after: After,
 ) -> Result<Tensor> {
     let geometry = Geometry::new(x.dims(), weight.dims(), options)?;
     check_bias(bias, geometry.out_channels)?;
+    after.check(&geometry.output_dims())?;
     let dtype = x.dtype();
     let [x, weight] = [
         to_compute_dtype("convolution input", x)?,
@@ -118,17 +138,20 @@ fn convolve<const D: usize>(
     let bias = bias
         .map(|bias| Ok::<_, Error>(to_compute_dtype("convolution bias", bias)?.contiguous()?))
         .transpose()?;
-    let tracked =
-        [Some(&x), Some(&weight), bias.as_ref()].into_iter().flatten().any(Tensor::track_op);
+    let tracked = after.is_tracked()
+        || [Some(&x), Some(&weight), bias.as_ref()].into_iter().flatten().any(Tensor::track_op);
     // An activation whose derivative needs its input stays a step of its own in training.
     let is_fused = !tracked || options.activation.is_output_differentiable();
-    let fused = if is_fused { options.activation } else { Activation::Identity };
-    let op = op::Convolution { geometry, activation: fused, packed: packed.cloned() };
+    let activation = if is_fused { options.activation } else { Activation::Identity };
+    let ends_fused = !tracked && x.dtype() == DType::F32;
+    let ending = if ends_fused { after.ending()? } else { Ending::default() };
+    let op = op::Convolution { geometry, activation, ending, packed: packed.cloned() };
     let y = match &bias {
         Some(bias) => x.apply_op3(&weight, bias, op)?,
         None => x.apply_op2(&weight, op)?,
     };
     let y = if is_fused { y } else { activate(&y, options.activation)? };
+    let y = if ends_fused { y } else { after.apply(y)? };
     to_dtype(y, dtype)
 }
 

@@ -8,7 +8,7 @@ use std::ops::Range as Indices;
 use super::Geometry;
 use super::view::View;
 use crate::Result;
-use crate::kernels::activation::{Activation, activate_in_place};
+use crate::kernels::epilogue::Epilogue;
 use crate::kernels::gemm::threads;
 use crate::kernels::isa::InstructionSet;
 use crate::kernels::narrow::{
@@ -226,7 +226,7 @@ pub(super) fn forward(
     weight: &NarrowWeight,
     bias: Option<&[f32]>,
     geometry: &Geometry,
-    activation: Activation,
+    epilogue: Epilogue,
 ) -> Vec<f32> {
     thread_local!(static PANEL: RefCell<Vec<u32>> = RefCell::default());
 
@@ -282,7 +282,8 @@ pub(super) fn forward(
                         let row_sums = std::slice::from_raw_parts_mut(start, part.len());
                         let channel = group * rows + row;
                         scaling.finish_channel(row_sums, roundings[item], channel, bias);
-                        activate_in_place(activation, row_sums);
+                        let at = (first_row + row) * positions + part.start;
+                        epilogue.finish(row_sums, channel, at);
                     }
                 }
             });

@@ -5,6 +5,7 @@ use super::packed::narrow;
 use super::{ConvOptions, Geometry, convolve};
 use crate::kernels::activation::{Activation, activate};
 use crate::kernels::check::{self, Form};
+use crate::kernels::epilogue::After;
 use crate::kernels::isa::{InstructionSet, instruction_set};
 use crate::kernels::narrow::{Format, reference};
 
@@ -19,14 +20,16 @@ fn found<const D: usize>(
     let geometry = Geometry::new(x.dims(), weight.dims(), options).unwrap();
     let rows: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
     let packed = NarrowWeight::new(format, set, &rows, &geometry).unwrap();
-    narrow(x, weight.dims(), &packed, bias, options).unwrap()
+    narrow(x, weight.dims(), &packed, bias, options, After::default()).unwrap()
 }
 
 /// Checks a convolution without activation of inputs of these shapes on all instruction sets, for
 /// inputs in all forms: in bf16 to the rounding of sums in `f32`, in integers to the last bit.
 fn check<const D: usize>(x_dims: &[usize], weight_dims: &[usize], options: ConvOptions<D>) {
     let case = format!("{x_dims:?} {weight_dims:?} {options:?}");
-    let exact = |x: &Tensor, weight: &Tensor| convolve(x, weight, None, None, &options).unwrap();
+    let exact = |x: &Tensor, weight: &Tensor| {
+        convolve(x, weight, None, None, &options, After::default()).unwrap()
+    };
     for form in Form::ALL {
         let x = form.normal(0, x_dims).to_dtype(DType::F32).unwrap();
         let weight = form.normal(1, weight_dims).to_dtype(DType::F32).unwrap();
@@ -156,7 +159,7 @@ fn errors_of_integers_are_those_of_rounding() {
     let options = ConvOptions { padding: [(1, 1)], ..Default::default() };
     let y = found(Format::Int8, instruction_set(), [&x, &weight], None, &options);
     let [x, weight] = [&x, &weight].map(|t| t.to_dtype(DType::F64).unwrap());
-    let exact = convolve(&x, &weight, None, None, &options).unwrap();
+    let exact = convolve(&x, &weight, None, None, &options, After::default()).unwrap();
     // Each factor is off by at most half its step; the steps of the largest will do for all.
     let step = |t: &Tensor, steps: f64| {
         let values = check::to_vec(t);
@@ -165,7 +168,7 @@ fn errors_of_integers_are_those_of_rounding() {
     };
     let (x_step, weight_step) = (step(&x, 127.0).0 / 255.0, step(&weight, 127.0).1);
     let ones = weight.ones_like().unwrap();
-    let x_sum = convolve(&x.abs().unwrap(), &ones, None, None, &options).unwrap();
+    let x_sum = convolve(&x.abs().unwrap(), &ones, None, None, &options, After::default()).unwrap();
     let weight_sums: Vec<f64> =
         check::to_vec(&weight.abs().unwrap().sum((1, 2)).unwrap()).into_iter().collect();
     let (y, exact, x_sum) = (check::to_vec(&y), check::to_vec(&exact), check::to_vec(&x_sum));

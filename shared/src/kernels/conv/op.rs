@@ -10,6 +10,7 @@ use super::view::View;
 use super::{Geometry, reference, weight_gradient};
 use crate::kernels::activation::{self, Activation};
 use crate::kernels::contiguous_slice;
+use crate::kernels::epilogue::{Ending, Epilogue};
 use crate::kernels::parallel;
 use crate::kernels::real::Real;
 use crate::kernels::rows::{Rows, contiguous_rows};
@@ -19,6 +20,8 @@ pub(super) struct Convolution {
     pub geometry: Geometry,
     /// Fused activation; in training one whose derivative follows from its output.
     pub activation: Activation,
+    /// What else is fused: in training nothing.
+    pub ending: Ending,
     /// Where the weight is kept in the forms of the fast path, if it does not change.
     pub packed: Option<Arc<PackedForms>>,
 }
@@ -30,8 +33,10 @@ impl Convolution {
         weight: Argument,
         bias: Option<Argument>,
     ) -> Result<(CpuStorage, Shape)> {
-        let pass = Pass::Forward(self.activation, self.packed.as_deref());
-        run(pass, &self.geometry, [x, weight], bias)
+        self.ending.with(self.activation, |epilogue| {
+            let pass = Pass::Forward(epilogue, self.packed.as_deref());
+            run(pass, &self.geometry, [x, weight], bias)
+        })
     }
 
     /// Gradients at the input and weight, and the one before the activation.
@@ -139,7 +144,8 @@ impl CustomOp2 for Transposed {
         let gradient = contiguous_rows(gradient, 2)?;
         let forward = || {
             let activation = Activation::Identity;
-            let op = Convolution { geometry: self.0.clone(), activation, packed: None };
+            let (geometry, ending) = (self.0.clone(), Ending::default());
+            let op = Convolution { geometry, activation, ending, packed: None };
             gradient.apply_op2_no_bwd(weight, &op)
         };
         Ok((
@@ -209,7 +215,7 @@ impl CustomOp1 for BiasGradient {
 #[derive(Clone, Copy)]
 enum Pass<'a> {
     /// Of input and weight; with the weight's packed forms, if they are kept.
-    Forward(Activation, Option<&'a PackedForms>),
+    Forward(Epilogue<'a>, Option<&'a PackedForms>),
     /// Of the gradient at the output and the weight.
     InputGradient,
     /// Of the input and the gradient at the output.
@@ -232,10 +238,10 @@ fn over_time<'a, 'g>(
     match geometry.over_time().filter(|_| is_contiguous) {
         Some((axis, signal)) => {
             let b = match pass {
-                Pass::WeightGradient => b.along(2),
+                Pass::WeightGradient => b.flat(),
                 Pass::Forward(..) | Pass::InputGradient => b.along(axis),
             };
-            (a.along(2), b, Cow::Owned(signal))
+            (a.flat(), b, Cow::Owned(signal))
         }
         None => (a, b, Cow::Borrowed(geometry)),
     }
@@ -252,8 +258,8 @@ fn run(
             let (a, b) = (View::new(a.0, a.1)?, View::new(b.0, b.1)?);
             let bias = bias.map(|(bias, layout)| contiguous_slice(bias, layout)).transpose()?;
             CpuStorage::F64(match pass {
-                Pass::Forward(activation, _) => {
-                    reference::forward(a, b, bias, geometry, activation)
+                Pass::Forward(epilogue, _) => {
+                    reference::forward(a, b, bias, geometry, epilogue.activation)
                 }
                 Pass::InputGradient => reference::input_gradient(a, b, geometry),
                 Pass::WeightGradient => reference::weight_gradient(a, b, geometry),
@@ -265,11 +271,11 @@ fn run(
             let (a, b, geometry) = over_time(pass, a, b, geometry);
             let geometry = &*geometry;
             CpuStorage::F32(match pass {
-                Pass::Forward(activation, Some(packed)) => {
-                    fast::forward(a, packed.get(b, geometry), bias, geometry, activation)
+                Pass::Forward(epilogue, Some(packed)) => {
+                    fast::forward(a, packed.get(b, geometry), bias, geometry, epilogue)
                 }
-                Pass::Forward(activation, None) => {
-                    fast::forward(a, &PackedWeight::new(b, geometry), bias, geometry, activation)
+                Pass::Forward(epilogue, None) => {
+                    fast::forward(a, &PackedWeight::new(b, geometry), bias, geometry, epilogue)
                 }
                 Pass::InputGradient => fast::input_gradient(a, b, geometry),
                 Pass::WeightGradient => weight_gradient::weight_gradient(a, b, geometry),

@@ -9,6 +9,7 @@ use super::narrow::{self, NarrowWeight};
 use super::view::View;
 use super::{ConvOptions, Geometry, check_bias, convolve};
 use crate::Result;
+use crate::kernels::epilogue::After;
 use crate::kernels::isa::instruction_set;
 use crate::kernels::narrow::{Precision, check_no_gradient, to_f32, to_vec};
 use crate::kernels::{on_cpu, to_dtype};
@@ -52,7 +53,7 @@ impl Packed {
     }
 }
 
-/// The convolution of `x` with `weight`, in its packed form if there is one.
+/// The convolution of `x` with `weight`, in its packed form if there is one, and what follows.
 ///
 /// # Errors
 /// As [`super::conv1d`]; in narrow numbers, when a gradient is needed.
@@ -62,11 +63,14 @@ pub(crate) fn convolve_with<const D: usize>(
     packed: Option<&Packed>,
     bias: Option<&Tensor>,
     options: &ConvOptions<D>,
+    after: After,
 ) -> Result<Tensor> {
     match packed {
-        None => convolve(x, weight, None, bias, options),
-        Some(Packed(Form::F32(packed))) => convolve(x, weight, Some(packed), bias, options),
-        Some(Packed(Form::Narrow(packed))) => narrow(x, weight.dims(), packed, bias, options),
+        None => convolve(x, weight, None, bias, options, after),
+        Some(Packed(Form::F32(packed))) => convolve(x, weight, Some(packed), bias, options, after),
+        Some(Packed(Form::Narrow(packed))) => {
+            narrow(x, weight.dims(), packed, bias, options, after)
+        }
     }
 }
 
@@ -77,17 +81,21 @@ pub(super) fn narrow<const D: usize>(
     packed: &NarrowWeight,
     bias: Option<&Tensor>,
     options: &ConvOptions<D>,
+    after: After,
 ) -> Result<Tensor> {
     let geometry = Geometry::new(x.dims(), weight_dims, options)?;
     check_bias(bias, geometry.out_channels)?;
-    check_no_gradient([Some(x), bias])?;
+    after.check(&geometry.output_dims())?;
+    check_no_gradient([Some(x), bias, after.residual])?;
     let input = to_f32("convolution input", x)?;
     let input = if input.stride().last() == Some(&1) { input } else { input.contiguous()? };
     let bias = bias.map(|bias| to_vec("convolution bias", bias)).transpose()?;
     let y = {
         let (storage, layout) = input.storage_and_layout();
         let view = View::new(on_cpu(&storage)?, layout)?;
-        narrow::forward(view, packed, bias.as_deref(), &geometry, options.activation)
+        after.ending()?.with(options.activation, |epilogue| {
+            Ok(narrow::forward(view, packed, bias.as_deref(), &geometry, epilogue))
+        })?
     };
     let y = Tensor::from_vec(y, geometry.output_dims(), x.device())?;
     to_dtype(y, x.dtype())

@@ -2,6 +2,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::kernels::check;
+use crate::kernels::norm::GivenNorm;
 
 /// Sizes of a one-dimensional case: batch, channels in and out, length and kernel size.
 struct Case {
@@ -162,6 +163,90 @@ fn fused_activations_have_their_gradients() {
             conv1d(&inputs[0], &inputs[1], None, &options)
         });
     }
+}
+
+#[test]
+fn what_follows_is_as_if_it_were_computed_by_itself() {
+    // Read in place, from a padded copy and gathered; transformed, with dilations of both kinds, and
+    // squares; groups.
+    for (x, weight, dilation, padding, groups) in [
+        (&[2, 33, 70][..], &[40, 33, 1][..], 1, 0, 1),
+        (&[2, 33, 70], &[40, 33, 3], 2, 2, 1),
+        (&[3, 24, 50], &[48, 8, 5], 1, 1, 3),
+        (&[2, 130, 600], &[129, 130, 3], 3, 3, 1),
+        (&[2, 128, 600], &[128, 128, 3], 70, 70, 1),
+        (&[2, 5, 9, 8], &[7, 5, 3, 3], 1, 1, 1),
+        (&[3, 64, 15, 18], &[65, 64, 3, 3], 1, 1, 1),
+    ] {
+        fn outputs<const D: usize>(
+            inputs: &[Tensor],
+            options: &ConvOptions<D>,
+        ) -> [Result<Tensor>; 2] {
+            let [x, weight, bias, mean, variance, scale, shift, residual] = inputs else {
+                unreachable!()
+            };
+            let norm = GivenNorm { mean, variance, weight: scale, bias: shift, eps: 0.1 };
+            let after = After { norm: Some(norm), residual: Some(residual) };
+            [
+                conv_add(x, weight, Some(bias), residual, options),
+                convolve(x, weight, None, Some(bias), options, after),
+            ]
+        }
+        let activation = Activation::Silu;
+        let run = |inputs: &[Tensor]| match x.len() {
+            3 => outputs::<1>(
+                inputs,
+                &ConvOptions {
+                    dilation: [dilation],
+                    padding: [(padding, padding)],
+                    groups,
+                    activation,
+                    ..Default::default()
+                },
+            ),
+            _ => outputs::<2>(
+                inputs,
+                &ConvOptions { padding: [(padding, padding); 2], activation, ..Default::default() },
+            ),
+        };
+        let mut dims = x.to_vec();
+        dims[1] = weight[0];
+        dims[2] -= dilation * (weight[2] - 1);
+        dims[2] += 2 * padding;
+        let channels = &weight[..1];
+        let shapes = [x, weight, channels, channels, channels, channels, channels, &dims];
+        let mut inputs: Vec<Tensor> = shapes
+            .iter()
+            .enumerate()
+            .map(|(i, dims)| check::Form::Narrowed.normal(i as u64, dims))
+            .collect();
+        inputs[4] = inputs[4].sqr().unwrap();
+        let single: Vec<Tensor> =
+            inputs.iter().map(|input| input.to_dtype(DType::F32).unwrap()).collect();
+        // In f64 every step is an operation of its own.
+        for (found, expected) in run(&single).into_iter().zip(run(&inputs)) {
+            let [found, expected] = [found, expected].map(|y| check::to_vec(&y.unwrap()));
+            let scale = expected.iter().fold(0.0f64, |max, y| max.max(y.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-5 * scale, "{x:?} {found} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_with_residuals_have_their_gradients() {
+    for activation in [Activation::Identity, Activation::Relu, Activation::Silu] {
+        let options = ConvOptions { padding: [(1, 1)], activation, ..Default::default() };
+        let shapes: [&[usize]; 4] = [&[2, 3, 6], &[4, 3, 3], &[4], &[2, 4, 6]];
+        check::gradients(&format!("sum, {activation:?}"), &shapes, |inputs| {
+            conv_add(&inputs[0], &inputs[1], Some(&inputs[2]), &inputs[3], &options)
+        });
+    }
+    let x = check::normal(0, &[2, 3, 6]);
+    let weight = check::normal(1, &[4, 3, 3]);
+    let wrong = check::normal(2, &[2, 4, 5]);
+    assert!(conv_add(&x, &weight, None, &wrong, &ConvOptions::<1>::default()).is_err());
 }
 
 #[test]

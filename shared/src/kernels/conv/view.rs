@@ -36,11 +36,16 @@ impl<'a, T: WithDType> View<'a, T> {
         })
     }
 
-    /// The same elements with the spatial dimension `axis` as the only one; of contiguous space, the
-    /// last is all of it.
+    /// The same elements with the spatial dimension `axis` as the only one.
     pub fn along(self, axis: usize) -> Self {
         let [batch, channels, ..] = self.strides;
         Self { strides: [batch, channels, 0, 0, self.strides[2 + axis]], ..self }
+    }
+
+    /// The same elements, whose space is contiguous, with all of it as the only spatial dimension.
+    pub fn flat(self) -> Self {
+        let [batch, channels, ..] = self.strides;
+        Self { strides: [batch, channels, 0, 0, 1], ..self }
     }
 
     /// Elements from the first of item `item` and channel `channel` on.

@@ -70,7 +70,7 @@ enum Order {
 /// too few tasks for the threads.
 fn block_rows(geometry: &Geometry, tasks: usize, flops: usize, multiple: usize) -> usize {
     let out_group = geometry.out_group();
-    out_group.div_ceil(threads::parts(tasks, flops)).next_multiple_of(multiple).min(out_group)
+    (multiple * threads::block(tasks, out_group.div_ceil(multiple), flops)).min(out_group)
 }
 
 /// Floating-point operations of a weight gradient.

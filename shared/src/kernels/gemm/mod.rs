@@ -11,13 +11,14 @@ mod product;
 pub(crate) mod threads;
 mod tile;
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use rayon::prelude::*;
 use rten_simd::ops::BitOps;
 use rten_simd::{Isa, SimdOp};
 
 use crate::kernels::isa::dispatch;
+use crate::kernels::parallel::write_rows;
 pub(crate) use arrange::{Matrix, SLACK, arrange};
 pub(crate) use dots::{DotRows, dots};
 pub(crate) use product::{are_row_products, products, products_with};
@@ -27,9 +28,6 @@ pub(crate) use tile::{Output, Right, Start};
 /// Depth that a tile walks at once. Of 128 to 2048 the shorter ones lost up to 4 % at depth 512
 /// (the output is read and written once a block), the longer ones gained nothing.
 const DEPTH_BLOCK: usize = 512;
-
-/// Elements of a right matrix that one thread packs at least.
-const MIN_PACKED_ELEMENTS: usize = 1 << 16;
 
 /// Size of a tile of the output.
 #[derive(Clone, Copy, Debug)]
@@ -70,23 +68,32 @@ pub(crate) struct PackedLeft {
 }
 
 impl PackedLeft {
-    /// Packs `matrix`.
+    /// Packs `matrix`, on all threads.
     pub fn new(matrix: Matrix) -> Self {
-        let mut packed = Self::default();
-        packed.pack(matrix);
-        packed
+        let panel_height = TileSize::largest().panel_height(matrix.rows);
+        let data = pack_panels(matrix, panel_height);
+        Self { data, rows: matrix.rows, depth: matrix.columns, panel_height }
     }
 
-    /// Packs `matrix` in the place of what was packed before.
+    /// Packs `matrix` in the place of what was packed before, on this thread.
     pub fn pack(&mut self, matrix: Matrix) {
         self.rows = matrix.rows;
         self.depth = matrix.columns;
         self.panel_height = TileSize::largest().panel_height(matrix.rows);
-        let count = matrix.rows.next_multiple_of(self.panel_height) * matrix.columns + SLACK;
+        let count = matrix.rows.div_ceil(self.panel_height) * self.panel_len();
         if self.data.len() < count {
             self.data.resize(count, 0.0);
         }
-        arrange(matrix, self.panel_height, &mut self.data);
+        let panels = self.data.chunks_exact_mut(panel_len(self.panel_height, self.depth));
+        for (out, first) in panels.zip((0..matrix.rows).step_by(self.panel_height)) {
+            let rows = self.panel_height.min(matrix.rows - first);
+            arrange(matrix.rows_from(first, rows), self.panel_height, out);
+        }
+    }
+
+    /// Elements from one panel to the next.
+    fn panel_len(&self) -> usize {
+        panel_len(self.panel_height, self.depth)
     }
 
     /// Number of rows.
@@ -139,21 +146,31 @@ pub(crate) struct PackedRight {
 }
 
 impl PackedRight {
-    /// Packs `matrix`.
+    /// Packs `matrix`, on all threads.
     pub fn new(matrix: Matrix) -> Self {
         let panel_width = TileSize::largest().columns;
-        let panel_len = panel_width * matrix.rows + SLACK;
-        let mut data = vec![0.0; matrix.columns.div_ceil(panel_width) * panel_len];
-        let pack = |(panel, out): (usize, &mut [f32])| {
-            let first = panel * panel_width;
-            let columns = panel_width.min(matrix.columns - first);
-            arrange(matrix.t().rows_from(first, columns), panel_width, out);
-        };
-        let panels = data.par_chunks_exact_mut(panel_len).enumerate();
-        panels.with_min_len(MIN_PACKED_ELEMENTS.div_ceil(panel_len)).for_each(pack);
+        let data = pack_panels(matrix.t(), panel_width);
         let offsets = (0..matrix.rows).map(|row| row * panel_width).collect();
         Self { data, offsets, panel_width }
     }
+}
+
+/// Elements of a panel of `height` rows.
+fn panel_len(height: usize, columns: usize) -> usize {
+    height * columns + SLACK
+}
+
+/// The rows of `matrix` in panels of `height` rows, packed on all threads.
+fn pack_panels(matrix: Matrix, height: usize) -> Vec<f32> {
+    let pack = |panel: usize, out: &mut [MaybeUninit<f32>]| {
+        out.fill(MaybeUninit::new(0.0));
+        let first = panel * height;
+        let part = matrix.rows_from(first, height.min(matrix.rows - first));
+        // SAFETY: all elements were just written.
+        arrange(part, height, unsafe { out.assume_init_mut() });
+    };
+    // SAFETY: `pack` writes all elements of its panel.
+    unsafe { write_rows(matrix.rows.div_ceil(height), panel_len(height, matrix.columns), pack) }
 }
 
 impl RightMatrix for PackedRight {
@@ -164,7 +181,7 @@ impl RightMatrix for PackedRight {
         _buffer: &'a mut Vec<f32>,
     ) -> Right<'a> {
         // Panels start at multiples of their width, as `multiply` walks them.
-        let panel_len = self.panel_width * self.offsets.len() + SLACK;
+        let panel_len = panel_len(self.panel_width, self.offsets.len());
         let start = columns.start / self.panel_width * panel_len + columns.start % self.panel_width;
         Right::new(&self.data[start..], &self.offsets[depth], columns.len())
     }
@@ -210,7 +227,8 @@ pub(crate) unsafe fn multiply(
                     let right = right.panel(depth.clone(), panel, buffer);
                     for row in (0..left.rows).step_by(height) {
                         let operand = Left {
-                            data: &left.data[row * left.depth + depth_start * height..],
+                            data: &left.data
+                                [row / height * left.panel_len() + depth_start * height..],
                             stride: height,
                         };
                         let start =

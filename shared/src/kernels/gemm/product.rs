@@ -8,7 +8,7 @@ use super::{
     DotRows, Matrix, Output, PackedLeft, PackedRight, RightMatrix, Rows, Start, TileSize, dots,
     multiply,
 };
-use crate::kernels::activation::{Activation, activate_in_place};
+use crate::kernels::epilogue::Epilogue;
 
 /// Elements of a left matrix that are packed at once: 512 KiB, half of a usual second-level cache.
 const BLOCK_ELEMENTS: usize = 1 << 17;
@@ -18,7 +18,7 @@ const BLOCK_ELEMENTS: usize = 1 << 17;
 const MAX_DOT_ROWS: usize = 6;
 
 /// The products of `left[i]` `[M, K]` and `right[i]` `[K, N]`, one after the other in row-major
-/// order: `activation(start + left * right)`, which starts from zero or from a bias a column.
+/// order: `start + left * right` and what follows, which starts from zero or from a bias a column.
 ///
 /// # Panics
 /// When the matrices of a side differ in size, or the sizes do not fit each other.
@@ -26,27 +26,27 @@ pub(crate) fn products(
     left: &[Matrix],
     right: &[Matrix],
     start: Start,
-    activation: Activation,
+    epilogue: Epilogue,
 ) -> Vec<f32> {
     let Some(&Matrix { rows: depth, columns, column_stride, row_stride, .. }) = right.first()
     else {
         return vec![];
     };
     if are_row_products(left, right) {
-        return row_products(left, right, start, activation);
+        return row_products(left, right, start, epilogue);
     }
     if column_stride == 1 || columns == 1 {
         let offsets: Vec<usize> = (0..depth).map(|row| row * row_stride).collect();
         let rows: Vec<Rows> =
             right.iter().map(|matrix| Rows { data: matrix.data, offsets: &offsets }).collect();
         let rows: Vec<&dyn RightMatrix> = rows.iter().map(|rows| rows as _).collect();
-        products_with(left, &rows, columns, start, activation)
+        products_with(left, &rows, columns, start, epilogue)
     } else {
         let packed = threads::map(right.len(), depth * columns * right.len(), |item| {
             PackedRight::new(right[item])
         });
         let packed: Vec<&dyn RightMatrix> = packed.iter().map(|packed| packed as _).collect();
-        products_with(left, &packed, columns, start, activation)
+        products_with(left, &packed, columns, start, epilogue)
     }
 }
 
@@ -60,12 +60,7 @@ pub(crate) fn are_row_products(left: &[Matrix], right: &[Matrix]) -> bool {
 }
 
 /// [`products`] of few rows, all of which lie along the depth.
-fn row_products(
-    left: &[Matrix],
-    right: &[Matrix],
-    start: Start,
-    activation: Activation,
-) -> Vec<f32> {
+fn row_products(left: &[Matrix], right: &[Matrix], start: Start, epilogue: Epilogue) -> Vec<f32> {
     assert_eq!(left.len(), right.len());
     let (Matrix { rows, columns: depth, .. }, columns) = (left[0], right[0].columns);
     let count = left.len() * rows * columns;
@@ -96,7 +91,7 @@ fn row_products(
                     }
                     other => unreachable!("products that start from {other:?}"),
                 }
-                activate_in_place(activation, out);
+                epilogue.finish(out, 0, (item * rows + row) * columns + first);
             }
         }
     });
@@ -111,7 +106,7 @@ pub(crate) fn products_with(
     right: &[&dyn RightMatrix],
     columns: usize,
     start: Start,
-    activation: Activation,
+    epilogue: Epilogue,
 ) -> Vec<f32> {
     thread_local! {
         static PACKED: RefCell<(PackedLeft, Vec<f32>)> = RefCell::default();
@@ -127,7 +122,7 @@ pub(crate) fn products_with(
             Start::ColumnBias(bias) => bias.repeat(left.len() * rows),
             _ => vec![0.0; count],
         };
-        activate_in_place(activation, &mut out);
+        epilogue.finish(&mut out, 0, 0);
         return out;
     }
     let flops = 2 * count * depth;
@@ -150,17 +145,18 @@ pub(crate) fn products_with(
         let first_row = block / column_blocks * block_rows;
         let first_column = block % column_blocks * block_columns;
         let part = left[item].rows_from(first_row, block_rows.min(rows - first_row));
-        let columns = first_column..columns.min(first_column + block_columns);
+        let part_columns = first_column..columns.min(first_column + block_columns);
         PACKED.with_borrow_mut(|(packed, buffer)| {
             packed.pack(part);
             // SAFETY: the tasks write disjoint parts of `out`, which has room for all of them.
             unsafe {
                 let output = output.from(item * rows + first_row, 0);
-                multiply(packed, right[item], columns.clone(), start, output, buffer);
+                multiply(packed, right[item], part_columns.clone(), start, output, buffer);
                 for row in 0..part.rows {
-                    let start = output.data.add(row * output.stride + columns.start);
-                    let row = std::slice::from_raw_parts_mut(start, columns.len());
-                    activate_in_place(activation, row);
+                    let start = output.data.add(row * output.stride + part_columns.start);
+                    let elements = std::slice::from_raw_parts_mut(start, part_columns.len());
+                    let at = (item * rows + first_row + row) * columns + part_columns.start;
+                    epilogue.finish(elements, 0, at);
                 }
             }
         });

@@ -6,11 +6,12 @@ mod packed;
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 pub(crate) use packed::{Packed, linear_with};
 
 use super::activation::{Activation, activate};
+use super::epilogue::{After, Ending};
 use super::gemm::PackedRight;
 use super::{to_compute_dtype, to_dtype};
 use crate::{Error, Result};
@@ -26,36 +27,57 @@ pub fn linear(
     bias: Option<&Tensor>,
     activation: Activation,
 ) -> Result<Tensor> {
-    apply(x, weight, None, bias, activation)
+    apply(x, weight, None, bias, activation, After::default())
 }
 
-/// [`linear`] with a weight whose packed form may be kept.
+/// [`linear`] plus `residual`, in the shape of the output. Where nothing needs a gradient, all in one
+/// pass.
+///
+/// # Errors
+/// When the shapes do not fit each other.
+pub fn linear_add(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    residual: &Tensor,
+    activation: Activation,
+) -> Result<Tensor> {
+    let after = After { residual: Some(residual), ..After::default() };
+    apply(x, weight, None, bias, activation, after)
+}
+
+/// [`linear`] with a weight whose packed form may be kept, and what follows.
 fn apply(
     x: &Tensor,
     weight: &Tensor,
     packed: Option<&Arc<OnceLock<PackedRight>>>,
     bias: Option<&Tensor>,
     activation: Activation,
+    after: After,
 ) -> Result<Tensor> {
     let dims = output_dims(x, weight.dims(), bias)?;
+    after.check(&dims)?;
     let dtype = x.dtype();
     let x = to_compute_dtype("linear input", x)?;
     let weight = to_compute_dtype("linear weight", weight)?;
     let bias = bias
         .map(|bias| Ok::<_, Error>(to_compute_dtype("linear bias", bias)?.contiguous()?))
         .transpose()?;
-    let tracked =
-        [Some(&x), Some(&weight), bias.as_ref()].into_iter().flatten().any(Tensor::track_op);
+    let tracked = after.is_tracked()
+        || [Some(&x), Some(&weight), bias.as_ref()].into_iter().flatten().any(Tensor::track_op);
     let is_fused = !tracked || activation.is_output_differentiable();
     let fused = if is_fused { activation } else { Activation::Identity };
-    let op = op::Linear { activation: fused, packed: packed.cloned() };
+    let ends_fused = !tracked && x.dtype() == DType::F32;
+    let ending = if ends_fused { after.ending()? } else { Ending::default() };
+    let op = op::Linear { activation: fused, ending, packed: packed.cloned() };
     let flat = flatten(&x)?;
     let y = match &bias {
         Some(bias) => flat.apply_op3(&weight, bias, op)?,
         None => flat.apply_op2(&weight, op)?,
     };
     let y = if is_fused { y } else { activate(&y, activation)? };
-    to_dtype(y.reshape(dims)?, dtype)
+    let y = y.reshape(dims)?;
+    to_dtype(if ends_fused { y } else { after.apply(y)? }, dtype)
 }
 
 /// Shape `[.., O]` of the output for an input `[.., I]`, a weight `[O, I]` and a bias `[O]`.
@@ -121,6 +143,28 @@ mod tests {
         check::gradients("linear, one row, no bias", &[&[7], &[4, 7]], |inputs| {
             linear(&inputs[0], &inputs[1], None, Activation::Tanh)
         });
+    }
+
+    #[test]
+    fn sums_with_residuals_are_those_of_their_parts() {
+        let shapes: [&[usize]; 4] = [&[3, 5, 7], &[4, 7], &[4], &[3, 5, 4]];
+        check::gradients("linear, sum", &shapes, |inputs| {
+            linear_add(&inputs[0], &inputs[1], Some(&inputs[2]), &inputs[3], Activation::Gelu)
+        });
+        for rows in [1, 40] {
+            let shapes = [[rows, 300], [70, 300], [rows, 70]];
+            let inputs = [0, 1, 2].map(|i| check::normal(i as u64, &shapes[i]));
+            let single = inputs.each_ref().map(|input| input.to_dtype(DType::F32).unwrap());
+            let [found, expected] = [single, inputs].map(|[x, weight, residual]| {
+                let y = linear_add(&x, &weight, None, &residual, Activation::Tanh);
+                check::to_vec(&y.unwrap())
+            });
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-5, "{rows} {found} {expected}");
+            }
+        }
+        let [x, weight] = [check::normal(0, &[2, 3]), check::normal(1, &[4, 3])];
+        assert!(linear_add(&x, &weight, None, &x, Activation::Identity).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 
 use crate::Result;
-use crate::kernels::activation::{Activation, activate_in_place};
+use crate::kernels::epilogue::Epilogue;
 use crate::kernels::gemm::threads;
 use crate::kernels::isa::InstructionSet;
 use crate::kernels::narrow::{
@@ -47,12 +47,12 @@ impl NarrowWeight {
     }
 }
 
-/// `activation(x W^T + bias)` `[N, O]`, contiguous.
+/// `x W^T + bias` and what follows, `[N, O]`, contiguous.
 pub(super) fn forward(
     x: &Rows<f32>,
     weight: &NarrowWeight,
     bias: Option<&[f32]>,
-    activation: Activation,
+    epilogue: Epilogue,
 ) -> Vec<f32> {
     /// Working memory of a thread: the packed input with the rounding of its rows, and panels.
     type Scratch = (PackedLeft, Vec<Rounding>, Vec<u32>);
@@ -103,7 +103,7 @@ pub(super) fn forward(
                     let start = sums.from(row, columns.start).data.cast::<f32>();
                     let row_sums = std::slice::from_raw_parts_mut(start, columns.len());
                     scaling.finish_row(row_sums, rounding, columns.start, bias);
-                    activate_in_place(activation, row_sums);
+                    epilogue.finish(row_sums, 0, (first + row) * outputs + columns.start);
                 }
             }
         });

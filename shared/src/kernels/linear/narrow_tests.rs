@@ -4,6 +4,7 @@ use super::narrow::NarrowWeight;
 use super::packed::narrow;
 use super::{Activation, linear};
 use crate::kernels::check::{self, Form};
+use crate::kernels::epilogue::After;
 use crate::kernels::isa::{InstructionSet, instruction_set};
 use crate::kernels::narrow::{Format, reference};
 
@@ -18,7 +19,7 @@ fn found(
     let (outputs, inputs) = weight.dims2().unwrap();
     let rows: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
     let packed = NarrowWeight::new(format, set, &rows, [outputs, inputs]).unwrap();
-    narrow(x, weight.dims(), &packed, bias, activation).unwrap()
+    narrow(x, weight.dims(), &packed, bias, activation, After::default()).unwrap()
 }
 
 #[test]

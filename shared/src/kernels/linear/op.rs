@@ -8,6 +8,7 @@ use candle_core::{
 
 use crate::kernels::activation::{self, Activation, activate_in_place};
 use crate::kernels::contiguous_slice;
+use crate::kernels::epilogue::{Ending, Epilogue};
 use crate::kernels::gemm::{self, Matrix, PackedRight, Start};
 use crate::kernels::parallel::get_or_make;
 
@@ -31,7 +32,7 @@ impl CustomOp2 for MatMul {
         let arguments = ((a, a_layout), (b, b_layout));
         match a {
             CpuStorage::F64(_) => precise(arguments.0, arguments.1, None, Activation::Identity),
-            _ => fast(arguments.0, arguments.1, None, None, Activation::Identity),
+            _ => fast(arguments.0, arguments.1, None, None, Epilogue::default()),
         }
     }
 
@@ -57,6 +58,8 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub(super) struct Linear {
     /// In training one whose derivative follows from its output.
     pub activation: Activation,
+    /// What else is fused: in training nothing.
+    pub ending: Ending,
     /// Where the transposed weight is kept in the form of the fast path, if it does not change.
     pub packed: Option<Arc<OnceLock<PackedRight>>>,
 }
@@ -135,19 +138,21 @@ impl Linear {
         let transposed = weight_layout.transpose(0, 1)?;
         match x.0 {
             CpuStorage::F64(_) => precise(x, (weight, &transposed), bias, self.activation),
-            _ => fast(x, (weight, &transposed), self.packed.as_deref(), bias, self.activation),
+            _ => self.ending.with(self.activation, |epilogue| {
+                fast(x, (weight, &transposed), self.packed.as_deref(), bias, epilogue)
+            }),
         }
     }
 }
 
-/// `activation(a b + bias)` for all matrices of `a` and `b`, in `f32`; `packed` is where the only
+/// `a b + bias` and what follows for all matrices of `a` and `b`, in `f32`; `packed` is where the only
 /// matrix of `b` is kept, if it does not change.
 fn fast(
     a: Argument,
     b: Argument,
     packed: Option<&OnceLock<PackedRight>>,
     bias: Option<Argument>,
-    activation: Activation,
+    epilogue: Epilogue,
 ) -> Result<(CpuStorage, Shape)> {
     let shape = product_shape(a.1, b.1)?;
     let bias = bias.map(|(bias, layout)| contiguous_slice(bias, layout)).transpose()?;
@@ -156,14 +161,14 @@ fn fast(
     let products = match packed {
         Some(packed) if !gemm::are_row_products(&a, &b) => {
             let packed = get_or_make(packed, || PackedRight::new(b[0]));
-            gemm::products_with(&a, &[packed], b[0].columns, start, activation)
+            gemm::products_with(&a, &[packed], b[0].columns, start, epilogue)
         }
-        _ => gemm::products(&a, &b, start, activation),
+        _ => gemm::products(&a, &b, start, epilogue),
     };
     Ok((CpuStorage::F32(products), shape))
 }
 
-/// [`fast`] in `f64`, by plain loops.
+/// `activation(a b + bias)` for all matrices of `a` and `b`, in `f64`, by plain loops.
 fn precise(
     a: Argument,
     b: Argument,

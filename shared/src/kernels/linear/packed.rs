@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use super::narrow::{self, NarrowWeight};
 use super::{apply, flatten, output_dims};
 use crate::kernels::activation::Activation;
+use crate::kernels::epilogue::After;
 use crate::kernels::gemm::PackedRight;
 use crate::kernels::isa::instruction_set;
 use crate::kernels::narrow::{Precision, check_no_gradient, to_f32, to_vec};
@@ -44,7 +45,7 @@ impl Packed {
     }
 }
 
-/// [`super::linear`] with `weight` in its packed form, if there is one.
+/// [`super::linear`] with `weight` in its packed form, if there is one, and what follows.
 ///
 /// # Errors
 /// As [`super::linear`]; in narrow numbers, when a gradient is needed.
@@ -54,11 +55,14 @@ pub(crate) fn linear_with(
     packed: Option<&Packed>,
     bias: Option<&Tensor>,
     activation: Activation,
+    after: After,
 ) -> Result<Tensor> {
     match packed {
-        None => apply(x, weight, None, bias, activation),
-        Some(Packed(Form::F32(packed))) => apply(x, weight, Some(packed), bias, activation),
-        Some(Packed(Form::Narrow(packed))) => narrow(x, weight.dims(), packed, bias, activation),
+        None => apply(x, weight, None, bias, activation, after),
+        Some(Packed(Form::F32(packed))) => apply(x, weight, Some(packed), bias, activation, after),
+        Some(Packed(Form::Narrow(packed))) => {
+            narrow(x, weight.dims(), packed, bias, activation, after)
+        }
     }
 }
 
@@ -69,13 +73,18 @@ pub(super) fn narrow(
     packed: &NarrowWeight,
     bias: Option<&Tensor>,
     activation: Activation,
+    after: After,
 ) -> Result<Tensor> {
     let dims = output_dims(x, weight_dims, bias)?;
-    check_no_gradient([Some(x), bias])?;
+    after.check(&dims)?;
+    check_no_gradient([Some(x), bias, after.residual])?;
     let input = contiguous_rows(&flatten(&to_f32("linear input", x)?)?, 1)?;
     let bias = bias.map(|bias| to_vec("linear bias", bias)).transpose()?;
     let y = Rows::of(&input, 1, |rows| {
-        Ok(narrow::forward(&rows, packed, bias.as_deref(), activation))
+        let ending = after.ending().map_err(candle_core::Error::wrap)?;
+        ending.with(activation, |epilogue| {
+            Ok(narrow::forward(&rows, packed, bias.as_deref(), epilogue))
+        })
     })?;
     to_dtype(Tensor::from_vec(y, dims, x.device())?, x.dtype())
 }

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
 
+use super::ChannelNorm;
 use super::row_sets::{Normalise, RowSets, Source, Statistics};
 use crate::kernels::activation::Activation;
 use crate::kernels::real::Real;
@@ -63,7 +64,7 @@ pub fn batch_norm_train(
     bias: &Tensor,
     eps: f64,
 ) -> Result<(Tensor, BatchStatistics)> {
-    let channels = check(x, &[("weight", weight), ("bias", bias)])?;
+    let channels = check(x.dims(), &[("weight", weight), ("bias", bias)])?;
     let count = x.elem_count() / channels.max(1);
     if count < 2 {
         let expected = "more than one element in each channel to train on".to_string();
@@ -95,25 +96,68 @@ pub fn batch_norm_eval(
     bias: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    let vectors = [
-        ("weight", weight),
-        ("bias", bias),
-        ("running mean", mean),
-        ("running variance", variance),
-    ];
-    check(x, &vectors)?;
-    if x.elem_count() == 0 {
-        return Ok(x.clone());
-    }
-    let vector = |x: &Tensor| -> Result<Vec<f64>> { Ok(x.to_dtype(DType::F64)?.to_vec1()?) };
-    let statistics = Statistics { mean: vector(mean)?, variance: vector(variance)? };
-    normalise(x, weight, bias, eps, Source::Given(statistics))
+    GivenNorm { mean, variance, weight, bias, eps }.apply(x)
 }
 
-/// The number of channels of `x`, which the vectors must have too.
-fn check(x: &Tensor, vectors: &[(&str, &Tensor)]) -> Result<usize> {
-    let &[_, channels, ..] = x.dims() else {
-        return Err(Error::shape("input of batch norm", "[B, C, ..]", x.dims()));
+/// A batch norm with given statistics, see [`batch_norm_eval`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GivenNorm<'a> {
+    pub mean: &'a Tensor,
+    pub variance: &'a Tensor,
+    pub weight: &'a Tensor,
+    pub bias: &'a Tensor,
+    pub eps: f64,
+}
+
+impl GivenNorm<'_> {
+    /// Fails unless the input may have the shape `dims`.
+    pub fn check(&self, dims: &[usize]) -> Result<()> {
+        let vectors = [
+            ("weight", self.weight),
+            ("bias", self.bias),
+            ("running mean", self.mean),
+            ("running variance", self.variance),
+        ];
+        check(dims, &vectors).map(|_| ())
+    }
+
+    /// Whether a gradient flows to weight or bias.
+    pub fn is_tracked(&self) -> bool {
+        self.weight.track_op() || self.bias.track_op()
+    }
+
+    /// The normalised `x`.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        self.check(x.dims())?;
+        if x.elem_count() == 0 {
+            return Ok(x.clone());
+        }
+        let statistics = Statistics { mean: to_f64(self.mean)?, variance: to_f64(self.variance)? };
+        normalise(x, self.weight, self.bias, self.eps, Source::Given(statistics))
+    }
+
+    /// How each channel is normalised.
+    pub fn of_channels(&self) -> Result<Vec<ChannelNorm<f32>>> {
+        let [mean, variance] = [to_f64(self.mean)?, to_f64(self.variance)?];
+        let [weight, bias] = [to_f64(self.weight)?, to_f64(self.bias)?];
+        let statistics = mean.into_iter().zip(variance);
+        let channels = statistics.zip(weight.into_iter().zip(bias));
+        Ok(channels
+            .map(|((mean, variance), (weight, bias))| {
+                ChannelNorm::new(mean, (variance + self.eps).sqrt().recip(), weight, bias)
+            })
+            .collect())
+    }
+}
+
+fn to_f64(vector: &Tensor) -> Result<Vec<f64>> {
+    Ok(vector.to_dtype(DType::F64)?.to_vec1()?)
+}
+
+/// The number of channels of an input of shape `dims`, which the vectors must have too.
+fn check(dims: &[usize], vectors: &[(&str, &Tensor)]) -> Result<usize> {
+    let &[_, channels, ..] = dims else {
+        return Err(Error::shape("input of batch norm", "[B, C, ..]", dims));
     };
     for (name, vector) in vectors {
         if vector.dims() != [channels] {

@@ -12,6 +12,7 @@ mod positions;
 mod residual;
 mod row_sets;
 
+pub(crate) use batch::GivenNorm;
 pub use batch::{BatchStatistics, batch_norm_eval, batch_norm_train};
 pub use group::{GroupNormOptions, group_norm, group_norm_with};
 pub use layer::layer_norm;
@@ -20,7 +21,28 @@ pub use residual::{add_layer_norm, layer_norm_of_sum};
 
 use candle_core::Tensor;
 
+use crate::kernels::real::Real;
 use crate::{Error, Result};
+
+/// How the elements of a channel are normalised: `(x - pivot) scale + shift`. The pivot is the
+/// mean, and what rounding takes away from it, which matters next to a small deviation, is in the
+/// shift.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChannelNorm<T> {
+    pub pivot: T,
+    pub scale: T,
+    pub shift: T,
+}
+
+impl<T: Real> ChannelNorm<T> {
+    /// For `(x - mean) inverse_std weight + bias`.
+    fn new(mean: f64, inverse_std: f64, weight: f64, bias: f64) -> Self {
+        let pivot = T::from_f64(mean);
+        let scale = weight * inverse_std;
+        let shift = bias - (mean - pivot.to_f64()) * scale;
+        Self { pivot, scale: T::from_f64(scale), shift: T::from_f64(shift) }
+    }
+}
 
 /// The vector, or one of constant numbers where there is none, of `channels` elements in the dtype of
 /// `x`, contiguous.

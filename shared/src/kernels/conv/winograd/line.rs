@@ -1,26 +1,19 @@
 //! Tiles of 2 elements in time, F(2, 3), which lie as far apart as the kernel's taps: with a dilation
-//! of `d`, the tile with number `n` begins at the element `2 d (n / d) + n % d`.
-#![allow(unsafe_code)]
+//! of `d`, the tile with number `n` begins at the element `2 d (n / d) + n % d`. The `d` tiles of a
+//! group follow each other, and so do the groups.
 
-use std::ops::Range;
-
-use super::{BLOCK_TILES, add, multiply_places, subtract, with_block};
-use crate::kernels::activation::{Activation, activate_in_place};
+use super::{BLOCK_TILES, Block, Cut, Transformed, add, subtract};
 use crate::kernels::conv::Geometry;
 use crate::kernels::conv::columns::copy_run;
 use crate::kernels::conv::view::View;
-use crate::kernels::gemm::{Output, PackedLeft, TileSize, threads};
 use crate::kernels::real::Real;
 use crate::kernels::vectorised::vectorised;
 
 /// Places in a transformed tile, and elements that a tile depends on.
-const PLACES: usize = 4;
+pub(super) const PLACES: usize = 4;
 
 /// Elements of a tile.
 const TILE: usize = 2;
-
-/// Dilations from which on runs of neighbouring tiles are read and written as one piece.
-const MIN_RUN: usize = 16;
 
 /// Share of the tiles' elements that are elements of the output: the last tiles may reach beyond.
 pub(super) fn share_of_use(geometry: &Geometry) -> f64 {
@@ -34,149 +27,163 @@ pub(super) fn tiles(geometry: &Geometry) -> usize {
     geometry.output[2].div_ceil(TILE * dilation) * dilation
 }
 
-/// The convolution of `x` with a transformed kernel, contiguous.
-pub(super) fn forward(
-    x: View<f32>,
-    kernel: &[PackedLeft],
-    bias: Option<&[f32]>,
-    geometry: &Geometry,
-    activation: Activation,
-) -> Vec<f32> {
-    let (in_channels, out_channels) = (geometry.in_channels, geometry.out_channels);
-    let (length, tiles) = (geometry.output[2], tiles(geometry));
-    let count = geometry.batch * out_channels * length;
-    let flops = 2 * PLACES * geometry.batch * tiles * in_channels * out_channels;
-    let block = tiles
-        .div_ceil(threads::parts(geometry.batch, flops))
-        .next_multiple_of(TileSize::largest().columns)
-        .min(BLOCK_TILES);
-    let blocks = tiles.div_ceil(block);
-    let mut y = Vec::with_capacity(count);
-    let output = Output { data: y.as_mut_ptr(), stride: length };
-    threads::for_each(geometry.batch * blocks, flops, |task| {
-        let (item, first) = (task / blocks, task % blocks * block);
-        let numbers = first..tiles.min(first + block);
-        let places = Elements::new(numbers.clone(), geometry);
-        with_block(PLACES, geometry, block, |mut read, mut written| {
+/// The tiles of a signal.
+pub(super) struct Lines<'a>(pub &'a Geometry);
+
+/// Tiles of some whole groups, or neighbouring ones of a single group.
+pub(super) struct Run {
+    item: usize,
+    /// Where the first tile begins.
+    start: usize,
+    tiles: usize,
+}
+
+impl Block for Run {
+    fn tiles(&self) -> usize {
+        self.tiles
+    }
+}
+
+/// The elements of some groups of tiles: of each group, those at the tiles' first places, and those a
+/// dilation behind.
+struct Halves([[f32; 2 * BLOCK_TILES]; TILE]);
+
+impl Lines<'_> {
+    fn dilation(&self) -> usize {
+        self.0.dilation[2]
+    }
+
+    /// Whether a block holds whole groups.
+    fn holds_groups(&self, block: &Run) -> bool {
+        block.tiles.is_multiple_of(self.dilation())
+    }
+}
+
+impl Cut<PLACES> for Lines<'_> {
+    type Block = Run;
+
+    fn tiles(&self) -> usize {
+        self.0.batch * tiles(self.0)
+    }
+
+    fn blocks(&self, most: usize) -> Vec<Run> {
+        let (dilation, tiles) = (self.dilation(), tiles(self.0));
+        let groups = tiles / dilation;
+        // Groups of a block, or blocks of a group.
+        let joined = (most / dilation).max(1);
+        let parts = dilation.div_ceil(most);
+        let size = dilation.div_ceil(parts);
+        let mut blocks = vec![];
+        for item in 0..self.0.batch {
+            for group in (0..groups).step_by(joined) {
+                for first in (0..dilation).step_by(size) {
+                    let tiles = match parts {
+                        1 => dilation * joined.min(groups - group),
+                        _ => size.min(dilation - first),
+                    };
+                    blocks.push(Run { item, start: TILE * dilation * group + first, tiles });
+                }
+            }
+        }
+        blocks
+    }
+
+    fn read(&self, x: &View<f32>, channel: usize, block: &Run, read: &mut Transformed) {
+        let (count, dilation) = (block.tiles, self.dilation());
+        let signal = &x.channel(block.item, channel)[..self.0.input[2]];
+        let start = block.start as isize - self.0.padding_before[2];
+        let places = read.tiles_mut(channel, 0, count);
+        if self.holds_groups(block) {
+            let mut elements = [0.0; 4 * BLOCK_TILES];
+            let elements = &mut elements[..TILE * (count + dilation)];
+            copy_run(signal, start, elements);
+            let mut halves = Halves([[0.0; 2 * BLOCK_TILES]; TILE]);
+            halves.part(elements, dilation);
+            let [even, odd] = &halves.0;
+            let behind = dilation..dilation + count;
+            transform([&even[..count], &odd[..count], &even[behind.clone()], &odd[behind]], places);
+        } else {
             let mut elements = [[0.0; BLOCK_TILES]; PLACES];
-            for channel in 0..in_channels {
-                let signal = Signal {
-                    data: x.channel(item, channel),
-                    step: x.strides[4],
-                    length: geometry.input[2],
-                };
-                places.load(&signal, -geometry.padding_before[2], &mut elements);
-                let elements = elements.each_ref().map(|e| &e[..numbers.len()]);
-                transform(elements, read.tiles_mut(channel, 0, numbers.len()));
+            for (number, elements) in elements.iter_mut().enumerate() {
+                copy_run(signal, start + (number * dilation) as isize, &mut elements[..count]);
             }
-            multiply_places(kernel, &read, &mut written, numbers.len());
-            for channel in 0..out_channels {
-                let bias = bias.map_or(0.0, |bias| bias[channel]);
-                let products = written.tiles(channel, 0, numbers.len());
-                // SAFETY: the tasks write disjoint tiles of `y`, which has room for all.
-                unsafe {
-                    let output = output.from(item * out_channels + channel, 0);
-                    places.write(products, bias, activation, length, output);
-                }
-            }
-        });
-    });
-    // SAFETY: the tasks wrote all elements.
-    unsafe { y.set_len(count) };
-    y
-}
-
-/// One channel of the input.
-struct Signal<'a> {
-    data: &'a [f32],
-    step: usize,
-    length: usize,
-}
-
-/// Where the first elements of a block's tiles lie, counted from the output's first.
-struct Elements {
-    dilation: usize,
-    /// Of each tile.
-    places: Vec<usize>,
-    /// Of each run of tiles that are neighbours, and which of the block they are; where runs are
-    /// too short to be of use, none.
-    runs: Vec<(usize, Range<usize>)>,
-}
-
-impl Elements {
-    fn new(numbers: Range<usize>, geometry: &Geometry) -> Self {
-        let dilation = geometry.dilation[2];
-        let place = |number: usize| TILE * dilation * (number / dilation) + number % dilation;
-        let mut runs = vec![];
-        let mut number = if dilation < MIN_RUN { numbers.end } else { numbers.start };
-        while number < numbers.end {
-            let end = numbers.end.min((number / dilation + 1) * dilation);
-            runs.push((place(number), number - numbers.start..end - numbers.start));
-            number = end;
-        }
-        Self { dilation, places: numbers.map(place).collect(), runs }
-    }
-
-    /// Copies to `elements[i]` the elements that the tiles' first elements would have `i` dilations
-    /// behind them, counted from `start` on, with zeros where there is no signal.
-    fn load(&self, signal: &Signal, start: isize, elements: &mut [[f32; BLOCK_TILES]; PLACES]) {
-        for (shift, elements) in elements.iter_mut().enumerate() {
-            let start = start + (shift * self.dilation) as isize;
-            if signal.step != 1 || self.runs.is_empty() {
-                for (place, out) in self.places.iter().zip(elements) {
-                    let at = usize::try_from(start + *place as isize).unwrap_or(usize::MAX);
-                    *out = if at < signal.length { signal.data[at * signal.step] } else { 0.0 };
-                }
-                continue;
-            }
-            for (place, tiles) in &self.runs {
-                let signal = &signal.data[..signal.length];
-                copy_run(signal, start + *place as isize, &mut elements[tiles.clone()]);
-            }
+            transform(elements.each_ref().map(|elements| &elements[..count]), places);
         }
     }
 
-    /// Writes the tiles, `A^T m` of their `products` and the bias, after the activation.
-    ///
-    /// # Safety
-    /// The output must be valid for `length` elements; nobody else may access the block's tiles
-    /// meanwhile.
-    unsafe fn write(
+    fn write(
         &self,
-        products: [&[f32]; PLACES],
+        written: &Transformed,
+        channel: usize,
+        block: &Run,
         bias: f32,
-        activation: Activation,
-        length: usize,
-        output: Output,
+        put: impl Fn(&mut [f32], [usize; 2]),
     ) {
-        let [m0, m1, m2, m3] = products;
-        for shift in 0..TILE {
-            let mut elements = [bias; BLOCK_TILES];
-            let elements = &mut elements[..m0.len()];
-            match shift {
-                0 => accumulate(m0, m1, m2, elements),
-                _ => accumulate_difference(m1, m2, m3, elements),
+        let (count, dilation, length) = (block.tiles, self.dilation(), self.0.output[2]);
+        let [m0, m1, m2, m3] = written.tiles(channel, 0, count);
+        let mut halves = Halves([[bias; 2 * BLOCK_TILES]; TILE]);
+        accumulate(m0, m1, m2, &mut halves.0[0][..count]);
+        accumulate_difference(m1, m2, m3, &mut halves.0[1][..count]);
+        let put = |elements: &mut [f32], start: usize| {
+            let count = elements.len().min(length.saturating_sub(start));
+            if count > 0 {
+                put(&mut elements[..count], [block.item, start]);
             }
-            activate_in_place(activation, elements);
-            let shift = shift * self.dilation;
-            // SAFETY (both): within the output, as the caller promises.
-            if self.runs.is_empty() {
-                for (place, element) in self.places.iter().zip(&*elements) {
-                    if place + shift < length {
-                        unsafe { *output.data.add(place + shift) = *element };
-                    }
-                }
-            }
-            for (place, tiles) in &self.runs {
-                let count = tiles.len().min(length.saturating_sub(place + shift));
-                let run = &elements[tiles.start..tiles.start + count];
-                if count > 0 {
-                    let target = output.data.wrapping_add(place + shift);
-                    unsafe { std::ptr::copy_nonoverlapping(run.as_ptr(), target, count) };
-                }
+        };
+        if self.holds_groups(block) {
+            let mut elements = [0.0; 4 * BLOCK_TILES];
+            let elements = &mut elements[..TILE * count];
+            halves.join(elements, dilation);
+            put(elements, block.start);
+        } else {
+            for (number, half) in halves.0.iter_mut().enumerate() {
+                put(&mut half[..count], block.start + number * dilation);
             }
         }
     }
+}
+
+impl Halves {
+    /// Parts the elements of groups of tiles.
+    fn part(&mut self, elements: &[f32], dilation: usize) {
+        let [even, odd] = &mut self.0;
+        let groups = elements.chunks_exact(TILE * dilation);
+        let halves = even.chunks_exact_mut(dilation).zip(odd.chunks_exact_mut(dilation));
+        for_dilation(dilation, groups.zip(halves), |(group, (even, odd)), dilation| {
+            even[..dilation].copy_from_slice(&group[..dilation]);
+            odd[..dilation].copy_from_slice(&group[dilation..][..dilation]);
+        });
+    }
+
+    /// Joins the elements of groups of tiles again.
+    fn join(&self, elements: &mut [f32], dilation: usize) {
+        let [even, odd] = &self.0;
+        let groups = elements.chunks_exact_mut(TILE * dilation);
+        let halves = even.chunks_exact(dilation).zip(odd.chunks_exact(dilation));
+        for_dilation(dilation, groups.zip(halves), |(group, (even, odd)), dilation| {
+            group[..dilation].copy_from_slice(&even[..dilation]);
+            group[dilation..][..dilation].copy_from_slice(&odd[..dilation]);
+        });
+    }
+}
+
+/// Calls `work(group, dilation)` for all groups, with constants for the dilations that models have:
+/// copies of known size are single instructions.
+#[inline(always)]
+fn for_dilation<G>(
+    dilation: usize,
+    groups: impl Iterator<Item = G>,
+    work: impl Fn(G, usize) + Copy,
+) {
+    macro_rules! constant {
+        ($($known:literal)*) => {
+            match dilation {
+                $($known => groups.for_each(#[inline(always)] |group| work(group, $known)),)*
+                _ => groups.for_each(|group| work(group, dilation)),
+            }
+        };
+    }
+    constant!(1 2 3 4 5 8 16);
 }
 
 /// Writes `B^T d` of all tiles, place by place.

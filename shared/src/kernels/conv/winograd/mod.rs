@@ -13,12 +13,11 @@ mod square;
 
 use std::cell::RefCell;
 
-use rayon::prelude::*;
-
 use super::Geometry;
 use super::view::View;
-use crate::kernels::activation::Activation;
-use crate::kernels::gemm::{Matrix, Output, PackedLeft, Rows, Start, multiply};
+use crate::kernels::epilogue::Epilogue;
+use crate::kernels::gemm::{Matrix, Output, PackedLeft, Rows, Start, TileSize, multiply, threads};
+use crate::kernels::parallel::fill_rows;
 use crate::kernels::real::Real;
 use crate::kernels::vectorised::vectorised;
 
@@ -56,7 +55,7 @@ impl Tiles {
             && geometry.dilation == [1; 3]
             && geometry.padding_before[0] == 0
             && geometry.input[0] == geometry.output[0]
-            && square::tiles(geometry) >= MIN_SQUARES;
+            && square::Squares::new(geometry).tiles() >= MIN_SQUARES;
         let is_signal = geometry.kernel == [1, 1, 3]
             && geometry.is_signal()
             && geometry.batch * line::tiles(geometry) >= MIN_LINES
@@ -76,55 +75,72 @@ pub(super) struct TransformedKernel {
     places: Vec<PackedLeft>,
 }
 
+/// A kernel as it is: the tap number `t` from output channel `row` and input channel `column` is
+/// `data[row * row_stride + column * column_stride + taps[t]]`.
+pub(super) struct PlainKernel<'a> {
+    pub data: &'a [f32],
+    pub rows: usize,
+    pub row_stride: usize,
+    pub columns: usize,
+    pub column_stride: usize,
+    pub taps: &'a [usize],
+}
+
 impl TransformedKernel {
-    /// Transforms a kernel for `tiles`; `element(row, column, tap)` is its element from output
-    /// channel `row` and input channel `column`.
-    pub fn new(
-        tiles: Tiles,
-        rows: usize,
-        columns: usize,
-        element: impl Fn(usize, usize, usize) -> f32 + Sync,
-    ) -> Self {
-        let element = &element;
+    /// Transforms a kernel for `tiles`.
+    pub fn new(tiles: Tiles, kernel: &PlainKernel) -> Self {
         let places = match tiles {
-            Tiles::Line => transform(rows, columns, |row, column| {
-                transform_taps(std::array::from_fn(|tap| element(row, column, tap)))
-            }),
-            Tiles::Square => transform(rows, columns, |row, column| {
-                square::transform_kernel(std::array::from_fn(|tap| element(row, column, tap)))
-            }),
+            Tiles::Line => kernel.transform(line::PLACES, transform_taps),
+            Tiles::Square => kernel.transform(square::PLACES, square::transform_kernel),
         };
         Self { tiles, places }
     }
 }
 
-/// For each place, the matrix of what `tile(row, column)` gives for it.
-fn transform<const PLACES: usize>(
-    rows: usize,
-    columns: usize,
-    tile: impl Fn(usize, usize) -> [f32; PLACES] + Sync,
-) -> Vec<PackedLeft> {
-    // `[O, places, C]`
-    let mut transformed = vec![0.0; rows * PLACES * columns];
-    transformed.par_chunks_exact_mut(PLACES * columns).enumerate().for_each(|(row, out)| {
-        for column in 0..columns {
-            let places = out[column..].iter_mut().step_by(columns);
-            places.zip(tile(row, column)).for_each(|(out, value)| *out = value);
-        }
-    });
-    let matrix = |place: usize| Matrix {
-        data: &transformed[place * columns..],
-        rows,
-        columns,
-        row_stride: PLACES * columns,
-        column_stride: 1,
-    };
-    (0..PLACES).into_par_iter().map(|place| PackedLeft::new(matrix(place))).collect()
+impl PlainKernel<'_> {
+    /// For each place, the matrix of what `transform` makes of the taps of each output channel:
+    /// from `[taps, C]` to `[places, C]`.
+    fn transform(
+        &self,
+        places: usize,
+        transform: impl Fn(&[f32], &mut [f32]) + Sync,
+    ) -> Vec<PackedLeft> {
+        let (rows, columns) = (self.rows, self.columns);
+        // `[O, places, C]`
+        let mut transformed = vec![0.0; rows * places * columns];
+        fill_rows(&mut transformed, places * columns, |row, out| {
+            let mut taps = vec![0.0; self.taps.len() * columns];
+            let data = &self.data[row * self.row_stride..];
+            for column in 0..columns {
+                let channel = &data[column * self.column_stride..];
+                let targets = taps[column..].iter_mut().step_by(columns);
+                targets.zip(self.taps).for_each(|(target, tap)| *target = channel[*tap]);
+            }
+            transform(&taps, out);
+        });
+        let matrix = |place: usize| Matrix {
+            data: &transformed[place * columns..],
+            rows,
+            columns,
+            row_stride: places * columns,
+            column_stride: 1,
+        };
+        (0..places).map(|place| PackedLeft::new(matrix(place))).collect()
+    }
 }
 
-/// `G g` of 3 taps.
-fn transform_taps([a, b, c]: [f32; 3]) -> [f32; 4] {
-    [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c]
+/// `G g` of 3 taps, of several channels each.
+fn transform_taps(taps: &[f32], places: &mut [f32]) {
+    let channels = taps.len() / 3;
+    let taps: [&[f32]; 3] = std::array::from_fn(|tap| &taps[tap * channels..][..channels]);
+    for (place, out) in places.chunks_exact_mut(channels).enumerate() {
+        match place {
+            0 => out.copy_from_slice(taps[0]),
+            1 => half_sum(taps[0], taps[1], taps[2], out),
+            2 => half_alternating_sum(taps[0], taps[1], taps[2], out),
+            _ => out.copy_from_slice(taps[2]),
+        }
+    }
 }
 
 /// The convolution of `x` with a transformed kernel, contiguous.
@@ -133,12 +149,95 @@ pub(super) fn forward(
     kernel: &TransformedKernel,
     bias: Option<&[f32]>,
     geometry: &Geometry,
-    activation: Activation,
+    epilogue: Epilogue,
 ) -> Vec<f32> {
+    let places = &kernel.places;
     match kernel.tiles {
-        Tiles::Line => line::forward(x, &kernel.places, bias, geometry, activation),
-        Tiles::Square => square::forward(x, &kernel.places, bias, geometry, activation),
+        Tiles::Line => convolve(&line::Lines(geometry), x, places, bias, geometry, epilogue),
+        Tiles::Square => {
+            convolve(&square::Squares::new(geometry), x, places, bias, geometry, epilogue)
+        }
     }
+}
+
+/// How the output is cut into tiles of `PLACES` places.
+trait Cut<const PLACES: usize>: Sync {
+    type Block: Block;
+
+    /// Tiles of all items.
+    fn tiles(&self) -> usize;
+
+    /// All tiles in blocks of `most` tiles at most.
+    fn blocks(&self, most: usize) -> Vec<Self::Block>;
+
+    /// Transforms the elements of a channel that a block's tiles depend on.
+    fn read(&self, x: &View<f32>, channel: usize, block: &Self::Block, read: &mut Transformed);
+
+    /// Hands the block's elements of the output, `A^T m A` of the products of a channel and the bias,
+    /// to `put`, which may change them: neighbours together, with their item and the number of the
+    /// first of them in its channel.
+    fn write(
+        &self,
+        written: &Transformed,
+        channel: usize,
+        block: &Self::Block,
+        bias: f32,
+        put: impl Fn(&mut [f32], [usize; 2]),
+    );
+}
+
+/// Tiles that are transformed together.
+trait Block: Sync {
+    /// How many there are.
+    fn tiles(&self) -> usize;
+}
+
+/// [`forward`] with the output cut in a certain way.
+fn convolve<const PLACES: usize, C: Cut<PLACES>>(
+    cut: &C,
+    x: View<f32>,
+    kernel: &[PackedLeft],
+    bias: Option<&[f32]>,
+    geometry: &Geometry,
+    epilogue: Epilogue,
+) -> Vec<f32> {
+    let (in_channels, out_channels) = (geometry.in_channels, geometry.out_channels);
+    let positions: usize = geometry.output.iter().product();
+    let count = geometry.batch * out_channels * positions;
+    let tiles = cut.tiles();
+    let flops = 2 * PLACES * tiles * in_channels * out_channels;
+    let most = tiles
+        .div_ceil(threads::parts(1, flops))
+        .next_multiple_of(TileSize::largest().columns)
+        .min(BLOCK_TILES);
+    let blocks = cut.blocks(most);
+    let mut y = Vec::with_capacity(count);
+    let output = Output { data: y.as_mut_ptr(), stride: positions };
+    threads::for_each(blocks.len(), flops, |task| {
+        let block = &blocks[task];
+        with_block(PLACES, geometry, most, |mut read, mut written| {
+            for channel in 0..in_channels {
+                cut.read(&x, channel, block, &mut read);
+            }
+            multiply_places(kernel, &read, &mut written, block.tiles());
+            for channel in 0..out_channels {
+                let bias = bias.map_or(0.0, |bias| bias[channel]);
+                let put = |elements: &mut [f32], [item, first]: [usize; 2]| {
+                    let start = (item * out_channels + channel) * positions + first;
+                    epilogue.finish(elements, channel, start);
+                    // SAFETY: the blocks have disjoint elements of `y`, which has room for all.
+                    unsafe {
+                        let target = output.from(item * out_channels + channel, first).data;
+                        std::ptr::copy_nonoverlapping(elements.as_ptr(), target, elements.len());
+                    }
+                };
+                cut.write(&written, channel, block, bias, put);
+            }
+        });
+    });
+    // SAFETY: the tasks wrote all elements.
+    unsafe { y.set_len(count) };
+    y
 }
 
 /// Transformed tiles: of each place, of each channel, a number for each tile of a block.
@@ -234,6 +333,22 @@ vectorised! {
     fn subtract<T: Real>(a: &[T], b: &[T], difference: &mut [T]) {
         for ((difference, &a), &b) in difference.iter_mut().zip(a).zip(b) {
             *difference = a - b;
+        }
+    }
+
+    /// Writes `(a + b + c) / 2`.
+    fn half_sum<T: Real>(a: &[T], b: &[T], c: &[T], out: &mut [T]) {
+        let half = T::from_f64(0.5);
+        for (((out, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
+            *out = half * (a + b + c);
+        }
+    }
+
+    /// Writes `(a - b + c) / 2`.
+    fn half_alternating_sum<T: Real>(a: &[T], b: &[T], c: &[T], out: &mut [T]) {
+        let half = T::from_f64(0.5);
+        for (((out, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
+            *out = half * (a - b + c);
         }
     }
 }

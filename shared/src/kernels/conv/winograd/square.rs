@@ -1,124 +1,133 @@
 //! Tiles of 2 x 2 elements of a picture, F(2x2, 3x3).
-#![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use super::{BLOCK_TILES, add, multiply_places, subtract, transform_taps, with_block};
-use crate::kernels::activation::{Activation, activate_in_place};
+use super::{BLOCK_TILES, Block, Cut, Transformed, add, subtract, transform_taps};
 use crate::kernels::conv::Geometry;
 use crate::kernels::conv::view::View;
-use crate::kernels::gemm::{Output, PackedLeft, TileSize, threads};
 use crate::kernels::real::Real;
 use crate::kernels::vectorised::vectorised;
 
 /// Places in a transformed tile.
-const PLACES: usize = 16;
+pub(super) const PLACES: usize = 16;
 
-/// `G g G^T` of 3 x 3 taps.
-pub(super) fn transform_kernel(taps: [f32; 9]) -> [f32; PLACES] {
-    let column = |x: usize| transform_taps([taps[x], taps[3 + x], taps[6 + x]]);
-    let columns = [column(0), column(1), column(2)];
-    let mut out = [0.0; PLACES];
-    for (y, out) in out.chunks_exact_mut(4).enumerate() {
-        out.copy_from_slice(&transform_taps([columns[0][y], columns[1][y], columns[2][y]]));
+/// `G g G^T` of 3 x 3 taps, of several channels each.
+pub(super) fn transform_kernel(taps: &[f32], places: &mut [f32]) {
+    let channels = taps.len() / 9;
+    // `G g` of each column of taps; then of each row of that, whose elements become neighbours.
+    let mut columns = vec![0.0; 4 * 3 * channels];
+    let mut of_column = vec![0.0; 4 * channels];
+    let mut taps_of_column = vec![0.0; 3 * channels];
+    for x in 0..3 {
+        for (y, out) in taps_of_column.chunks_exact_mut(channels).enumerate() {
+            out.copy_from_slice(&taps[(3 * y + x) * channels..][..channels]);
+        }
+        transform_taps(&taps_of_column, &mut of_column);
+        for (y, of_column) in of_column.chunks_exact(channels).enumerate() {
+            columns[(3 * y + x) * channels..][..channels].copy_from_slice(of_column);
+        }
     }
-    out
+    let rows = columns.chunks_exact(3 * channels).zip(places.chunks_exact_mut(4 * channels));
+    rows.for_each(|(row, places)| transform_taps(row, places));
+}
+
+/// The tiles of pictures, numbered: columns first, then rows, frames, items.
+pub(super) struct Squares<'a> {
+    geometry: &'a Geometry,
+    rows: usize,
+    columns: usize,
 }
 
 /// Tiles of one frame that lie side by side.
-struct Run {
+pub(super) struct Run {
     item: usize,
     frame: usize,
     /// Row and columns of tiles.
     row: usize,
     columns: Range<usize>,
+    /// Tiles of the block before these.
+    first: usize,
 }
 
-/// How the tiles of the output are numbered: columns first, then rows, frames, items.
-struct Tiling {
-    frames: usize,
-    rows: usize,
-    columns: usize,
+impl Block for Vec<Run> {
+    fn tiles(&self) -> usize {
+        self.iter().map(|run| run.columns.len()).sum()
+    }
 }
 
-impl Tiling {
-    fn new(geometry: &Geometry) -> Self {
-        let [frames, height, width] = geometry.output;
-        Self { frames, rows: height.div_ceil(2), columns: width.div_ceil(2) }
+impl<'a> Squares<'a> {
+    pub fn new(geometry: &'a Geometry) -> Self {
+        let [_, height, width] = geometry.output;
+        Self { geometry, rows: height.div_ceil(2), columns: width.div_ceil(2) }
     }
 
-    fn count(&self) -> usize {
-        self.frames * self.rows * self.columns
-    }
-
-    /// The tiles with these numbers, and for each run the number of tiles before it.
-    fn runs(&self, tiles: Range<usize>) -> Vec<(Run, usize)> {
+    /// The runs of the tiles with these numbers.
+    fn runs(&self, tiles: Range<usize>) -> Vec<Run> {
+        let frames = self.geometry.output[0];
         let mut runs = vec![];
         let mut tile = tiles.start;
         while tile < tiles.end {
             let (line, column) = (tile / self.columns, tile % self.columns);
             let columns = column..self.columns.min(column + tiles.end - tile);
             let (plane, row) = (line / self.rows, line % self.rows);
-            let (item, frame, at) = (plane / self.frames, plane % self.frames, tile - tiles.start);
+            let (item, frame, first) = (plane / frames, plane % frames, tile - tiles.start);
             tile += columns.len();
-            runs.push((Run { item, frame, row, columns }, at));
+            runs.push(Run { item, frame, row, columns, first });
         }
         runs
     }
 }
 
-/// Tiles of all items.
-pub(super) fn tiles(geometry: &Geometry) -> usize {
-    geometry.batch * Tiling::new(geometry).count()
-}
+impl Cut<PLACES> for Squares<'_> {
+    type Block = Vec<Run>;
 
-/// The convolution of `x` with a transformed kernel, contiguous.
-pub(super) fn forward(
-    x: View<f32>,
-    kernel: &[PackedLeft],
-    bias: Option<&[f32]>,
-    geometry: &Geometry,
-    activation: Activation,
-) -> Vec<f32> {
-    let (in_channels, out_channels) = (geometry.in_channels, geometry.out_channels);
-    let tiling = Tiling::new(geometry);
-    let tiles = tiles(geometry);
-    let positions: usize = geometry.output.iter().product();
-    let count = geometry.batch * out_channels * positions;
-    let flops = 2 * PLACES * tiles * in_channels * out_channels;
-    let block = tiles
-        .div_ceil(threads::parts(1, flops))
-        .next_multiple_of(TileSize::largest().columns)
-        .min(BLOCK_TILES);
-    let mut y = Vec::with_capacity(count);
-    let output = Output { data: y.as_mut_ptr(), stride: positions };
-    threads::for_each(tiles.div_ceil(block), flops, |task| {
-        let numbers = task * block..tiles.min((task + 1) * block);
-        let runs = tiling.runs(numbers.clone());
-        with_block(PLACES, geometry, block, |mut read, mut written| {
-            for channel in 0..in_channels {
-                for (run, first) in &runs {
-                    let lines = Lines::load(&x, channel, run, geometry);
-                    lines.transform(read.tiles_mut(channel, *first, run.columns.len()));
-                }
-            }
-            multiply_places(kernel, &read, &mut written, numbers.len());
-            for channel in 0..out_channels {
-                let bias = bias.map_or(0.0, |bias| bias[channel]);
-                for (run, first) in &runs {
-                    let places = written.tiles(channel, *first, run.columns.len());
-                    // SAFETY: the tasks write disjoint tiles of `y`, which has room for all.
-                    unsafe {
-                        let output = output.from(run.item * out_channels + channel, 0);
-                        write_run(&places, bias, activation, run, geometry, output);
+    fn tiles(&self) -> usize {
+        self.geometry.batch * self.geometry.output[0] * self.rows * self.columns
+    }
+
+    fn blocks(&self, most: usize) -> Vec<Vec<Run>> {
+        let tiles = self.tiles();
+        let blocks = (0..tiles).step_by(most).map(|first| first..tiles.min(first + most));
+        blocks.map(|numbers| self.runs(numbers)).collect()
+    }
+
+    fn read(&self, x: &View<f32>, channel: usize, block: &Vec<Run>, read: &mut Transformed) {
+        for run in block {
+            let lines = Lines::load(x, channel, run, self.geometry);
+            lines.transform(read.tiles_mut(channel, run.first, run.columns.len()));
+        }
+    }
+
+    fn write(
+        &self,
+        written: &Transformed,
+        channel: usize,
+        block: &Vec<Run>,
+        bias: f32,
+        put: impl Fn(&mut [f32], [usize; 2]),
+    ) {
+        let [_, height, width] = self.geometry.output;
+        for run in block {
+            let count = run.columns.len();
+            let places: [&[f32]; PLACES] = written.tiles(channel, run.first, count);
+            let lines = (0..2).filter(|lower| 2 * run.row + lower < height);
+            for lower in lines {
+                let mut sums = [[0.0; BLOCK_TILES]; 4];
+                for (column, sum) in sums.iter_mut().enumerate() {
+                    let [a, b, c, d] = std::array::from_fn(|row| places[4 * row + column]);
+                    match lower {
+                        0 => add_three(a, b, c, &mut sum[..count]),
+                        _ => subtract_two(b, c, d, &mut sum[..count]),
                     }
                 }
+                let mut pairs = [0.0; 2 * BLOCK_TILES];
+                join(sums.each_ref().map(|sum| &sum[..count]), bias, &mut pairs[..2 * count]);
+                let first = 2 * run.columns.start;
+                let start = (run.frame * height + 2 * run.row + lower) * width + first;
+                put(&mut pairs[..(2 * count).min(width - first)], [run.item, start]);
             }
-        });
-    });
-    // SAFETY: the tasks wrote all elements.
-    unsafe { y.set_len(count) };
-    y
+        }
+    }
 }
 
 /// The elements of one channel that a run of tiles depends on, by the four lines of a tile:
@@ -193,47 +202,6 @@ impl Lines {
                 subtract(next_even, odd, c);
                 subtract(odd, next_odd, d);
             }
-        }
-    }
-}
-
-/// Writes the tiles of a run, `A^T m A` and the bias, after the activation.
-///
-/// # Safety
-/// The output must be the run's item and channel, and valid for all tiles of the run; nobody else
-/// may access these elements meanwhile.
-unsafe fn write_run(
-    places: &[&[f32]; PLACES],
-    bias: f32,
-    activation: Activation,
-    run: &Run,
-    geometry: &Geometry,
-    output: Output,
-) {
-    let [_, height, width] = geometry.output;
-    let count = run.columns.len();
-    for lower in 0..2 {
-        let line = 2 * run.row + lower;
-        if line >= height {
-            continue;
-        }
-        let mut sums = [[0.0; BLOCK_TILES]; 4];
-        for (column, sum) in sums.iter_mut().enumerate() {
-            let [a, b, c, d] = std::array::from_fn(|row| places[4 * row + column]);
-            match lower {
-                0 => add_three(a, b, c, &mut sum[..count]),
-                _ => subtract_two(b, c, d, &mut sum[..count]),
-            }
-        }
-        let mut pairs = [0.0; 2 * BLOCK_TILES];
-        join(sums.each_ref().map(|sum| &sum[..count]), bias, &mut pairs[..2 * count]);
-        let first = 2 * run.columns.start;
-        let len = (2 * count).min(width - first);
-        activate_in_place(activation, &mut pairs[..len]);
-        // SAFETY: a part of the run's line, as the caller promises.
-        unsafe {
-            let at = output.data.add((run.frame * height + line) * width + first);
-            std::ptr::copy_nonoverlapping(pairs.as_ptr(), at, len);
         }
     }
 }
