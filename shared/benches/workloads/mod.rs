@@ -242,7 +242,8 @@ impl Operation {
         }
     }
 
-    fn options<const D: usize>(&self) -> ConvOptions<D> {
+    /// How a convolution moves.
+    pub fn options<const D: usize>(&self) -> ConvOptions<D> {
         let Self::Convolution { kernel, stride, dilation, groups, .. } = self else {
             return ConvOptions::default();
         };

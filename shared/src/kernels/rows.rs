@@ -1,7 +1,10 @@
 //! Tensors seen as rows: runs of consecutive numbers, one for each index of the leading dimensions.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, Layout, Result, Tensor};
 
+use super::activation::Smooth;
 use super::on_cpu;
 use super::real::Real;
 
@@ -24,6 +27,20 @@ impl<'a, T: Real> Rows<'a, T> {
         Ok(Self { data, starts, len: row_dims.iter().product() })
     }
 
+    /// Calls `work` with the rows of some tensors on the CPU that [`contiguous_rows`] prepared, each with
+    /// its number of leading dimensions.
+    pub(crate) fn of_all<const N: usize, R>(
+        tensors: [(&Tensor, usize); N],
+        work: impl FnOnce([Rows<'_, T>; N]) -> Result<R>,
+    ) -> Result<R> {
+        let guards = tensors.map(|(tensor, _)| tensor.storage_and_layout());
+        let mut arguments = vec![];
+        for ((storage, layout), (_, leading)) in guards.iter().zip(tensors) {
+            arguments.push((on_cpu(storage)?, *layout, leading));
+        }
+        work(rows_of(arguments)?)
+    }
+
     /// Calls `work` with the rows of `x`, a tensor on the CPU that [`contiguous_rows`] prepared.
     pub(crate) fn of<R>(
         x: &Tensor,
@@ -40,11 +57,17 @@ impl<'a, T: Real> Rows<'a, T> {
         &self.data[self.starts[row]..][..self.len]
     }
 
-    /// The elements of all rows, if each row follows the one before.
+    /// The elements of all rows, if each follows the one before.
     pub(crate) fn all(&self) -> Option<&'a [T]> {
-        let (&first, &last) = (self.starts.first()?, self.starts.last()?);
+        self.run(0..self.count())
+    }
+
+    /// The elements of the neighbouring rows `rows`, if each follows the one before.
+    pub(crate) fn run(&self, rows: Range<usize>) -> Option<&'a [T]> {
+        let starts = &self.starts[rows];
+        let (&first, &last) = (starts.first()?, starts.last()?);
         let follows = |pair: &[usize]| pair[1] == pair[0] + self.len;
-        self.starts.windows(2).all(follows).then(|| &self.data[first..last + self.len])
+        starts.windows(2).all(follows).then(|| &self.data[first..last + self.len])
     }
 
     /// How many rows there are.
@@ -56,6 +79,32 @@ impl<'a, T: Real> Rows<'a, T> {
     pub(crate) fn len(&self) -> usize {
         self.len
     }
+}
+
+/// What a kernel makes of the rows of its `N` arguments, in the type that they have: `M` results.
+pub(crate) trait OnRows<const N: usize, const M: usize> {
+    /// The elements of the results.
+    fn on_rows<T: Smooth>(&self, rows: [Rows<'_, T>; N]) -> [Vec<T>; M];
+
+    /// The same for tensors as they come to an operation, each with its number of leading dimensions.
+    fn run(&self, arguments: [(&CpuStorage, &Layout, usize); N]) -> Result<[CpuStorage; M]> {
+        Ok(match arguments.first() {
+            Some((CpuStorage::F64(_), ..)) => {
+                self.on_rows(rows_of(arguments.to_vec())?).map(CpuStorage::F64)
+            }
+            _ => self.on_rows(rows_of(arguments.to_vec())?).map(CpuStorage::F32),
+        })
+    }
+}
+
+fn rows_of<'a, T: Real, const N: usize>(
+    arguments: Vec<(&'a CpuStorage, &Layout, usize)>,
+) -> Result<[Rows<'a, T>; N]> {
+    let rows =
+        arguments.into_iter().map(|(storage, layout, leading)| Rows::new(storage, layout, leading));
+    let rows: Vec<Rows<T>> = rows.collect::<Result<_>>()?;
+    let count = rows.len();
+    rows.try_into().or_else(|_| candle_core::bail!("{count} arguments of a kernel with {N}"))
 }
 
 /// `x` itself where all dimensions after the first `leading` ones lie in consecutive memory, as in

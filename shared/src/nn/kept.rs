@@ -106,9 +106,9 @@ mod tests {
         // Sizes at which the kernels read the weights in different forms.
         let origin = Path::new("test");
         let weights = Weights::loaded([].into(), origin, false, DType::F32, &Device::Cpu);
-        let signals = Conv1d::new(&weights.at("1"), 64, 70, [3], true, options()).unwrap();
+        let signals = Conv1d::new(&weights.at("1"), 96, 102, [3], true, options()).unwrap();
         for length in [2, 9, 600] {
-            let x = normal(&[2, 64, length]);
+            let x = normal(&[2, 96, length]);
             let expected = conv1d(&x, signals.weight(), signals.bias(), &options()).unwrap();
             for layer in [&signals, &signals, &signals.clone()] {
                 let found = layer.forward(&x).unwrap();
@@ -158,7 +158,10 @@ mod tests {
                 };
                 let Ok((conv, linear)) = narrowed(conv.clone(), linear.clone()) else { continue };
                 let (y, z) = (conv.forward(&signal).unwrap(), linear.forward(&rows).unwrap());
+                let video = signal.reshape((3, 5, 6, 5, 3)).unwrap();
+                let v = conv.forward_over_frames(&video).unwrap();
                 let pairs = [
+                    (conv.forward_over_frames_add(&video, &v.detach()), Ok((&v + &v).unwrap())),
                     (conv.forward_norm(&signal, &norm), norm.forward(&y, false)),
                     (conv.forward_add(&signal, &y.detach()), Ok((&y + &y).unwrap())),
                     (linear.forward_add(&rows, &z.detach()), Ok((&z + &z).unwrap())),

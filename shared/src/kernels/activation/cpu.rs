@@ -11,6 +11,7 @@ use super::functions::{
     silu_derivative, tanh_derivative,
 };
 use crate::kernels::isa::dispatch;
+use crate::kernels::norm::ChannelNorm;
 use crate::kernels::parallel::{write_pieces, write_rows};
 use crate::kernels::rows::Rows;
 
@@ -31,6 +32,25 @@ pub(super) fn forward<T: Smooth>(x: &Rows<T>, activation: Activation) -> Vec<T> 
         Activation::Gelu => map(x, gelu),
         Activation::Tanh => map(x, T::tanh),
         Activation::Sigmoid => map(x, sigmoid),
+    }
+}
+
+/// Writes all of `y = activation((x - pivot) scale + shift)`.
+pub(crate) fn activate_normalised<T: Smooth>(
+    activation: Activation,
+    x: &[T],
+    norm: ChannelNorm<T>,
+    y: &mut [MaybeUninit<T>],
+) {
+    match activation {
+        Activation::Identity => {
+            dispatch(MapNormalised { x, norm, y, function: std::convert::identity })
+        }
+        Activation::Relu => dispatch(MapNormalised { x, norm, y, function: relu }),
+        Activation::Silu => dispatch(MapNormalised { x, norm, y, function: silu }),
+        Activation::Gelu => dispatch(MapNormalised { x, norm, y, function: gelu }),
+        Activation::Tanh => dispatch(MapNormalised { x, norm, y, function: T::tanh }),
+        Activation::Sigmoid => dispatch(MapNormalised { x, norm, y, function: sigmoid }),
     }
 }
 
@@ -112,6 +132,26 @@ impl<T: Smooth, F: Fn(T) -> T> SimdOp for Map<'_, T, F> {
     fn eval<I: Isa>(self, _: I) {
         for (y, &x) in self.y.iter_mut().zip(self.x) {
             y.write((self.function)(x));
+        }
+    }
+}
+
+/// `y = function((x - pivot) scale + shift)`.
+struct MapNormalised<'a, T, F> {
+    x: &'a [T],
+    norm: ChannelNorm<T>,
+    y: &'a mut [MaybeUninit<T>],
+    function: F,
+}
+
+impl<T: Smooth, F: Fn(T) -> T> SimdOp for MapNormalised<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _: I) {
+        let ChannelNorm { pivot, scale, shift } = self.norm;
+        for (y, &x) in self.y.iter_mut().zip(self.x) {
+            y.write((self.function)((x - pivot) * scale + shift));
         }
     }
 }

@@ -5,7 +5,7 @@ mod functions;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 
-pub(crate) use cpu::{activate_in_place, differentiate_in_place};
+pub(crate) use cpu::{activate_in_place, activate_normalised, differentiate_in_place};
 pub(crate) use functions::Smooth;
 
 use super::rows::{Rows, contiguous_rows};

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use super::columns::{PatchPlan, copy_padded, shifted_rows};
@@ -10,7 +11,7 @@ use super::winograd::{self, PlainKernel, Tiles, TransformedKernel};
 use super::{Geometry, scatter};
 use crate::kernels::epilogue::Epilogue;
 use crate::kernels::gemm::{Matrix, Output, PackedLeft, Rows, Start, TileSize, multiply, threads};
-use crate::kernels::parallel::get_or_make;
+use crate::kernels::parallel::{get_or_make, write_rows};
 
 /// A weight, arranged for the tiles.
 #[derive(Debug)]
@@ -80,13 +81,14 @@ impl PackedWeight {
                 let columns = count;
                 return PackedLeft::new(Matrix { data, rows, columns, row_stride, column_stride });
             }
-            let mut matrix = Vec::with_capacity(rows.len * count);
-            for row in 0..rows.len {
-                for column in 0..columns.len {
+            let gather = |row: usize, out: &mut [MaybeUninit<f32>]| {
+                for (column, out) in out.chunks_exact_mut(taps.len()).enumerate() {
                     let channel = &data[row * rows.stride + column * columns.stride..];
-                    matrix.extend(taps.iter().map(|&tap| channel[tap]));
+                    out.iter_mut().zip(taps).for_each(|(out, tap)| _ = out.write(channel[*tap]));
                 }
-            }
+            };
+            // SAFETY: `gather` writes its whole row.
+            let matrix = unsafe { write_rows(rows.len, count, gather) };
             PackedLeft::new(Matrix::row_major(&matrix, rows.len, count))
         };
         Self::Groups((0..geometry.groups).map(pack).collect())

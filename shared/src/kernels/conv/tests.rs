@@ -300,12 +300,14 @@ fn transformed_kernels_agree_with_f64() {
     // Enough channels for Winograd's algorithm. In time: dilations below and above the length of a
     // run, lengths that fill the last tiles and that do not, unequal padding.
     for (batch, length, dilation, padding, [inputs, outputs]) in [
-        (31, 33, 1, (1, 1), [64, 70]),
-        (3, 400, 3, (3, 3), [70, 64]),
-        (7, 150, 20, (20, 20), [64, 64]),
-        (3, 380, 64, (70, 60), [64, 65]),
-        (300, 4, 1, (1, 1), [64, 64]),
-        (64, 9, 2, (6, 5), [64, 64]),
+        (31, 33, 1, (1, 1), [96, 102]),
+        (3, 400, 3, (3, 3), [102, 96]),
+        (7, 150, 20, (20, 20), [96, 96]),
+        (3, 380, 64, (70, 60), [96, 97]),
+        (300, 4, 1, (1, 1), [96, 96]),
+        (64, 9, 2, (6, 5), [96, 96]),
+        (1, 1400, 7, (7, 7), [96, 96]),
+        (1, 1400, 300, (300, 300), [96, 96]),
     ] {
         let options = ConvOptions {
             dilation: [dilation],

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use super::Geometry;
 use super::columns::{copy_padded, shifted_rows};
@@ -16,6 +17,7 @@ use crate::kernels::gemm::{
     DotRows, Matrix, Output, PackedLeft, Rows, SLACK, Start, TileSize, arrange, dots, multiply,
     threads,
 };
+use crate::kernels::parallel::{write_pieces, write_rows};
 
 /// Sums over parts of the batch that are computed side by side, at most. The parts do not depend
 /// on the number of threads, and so neither does the result.
@@ -184,29 +186,32 @@ unsafe fn transposed_parts(
     });
 }
 
-/// The sum of all parts.
+/// The sum of all parts, of `count` elements each.
 fn add_parts(sums: &[f32], count: usize) -> Vec<f32> {
-    let mut weight = vec![0.0f32; count];
-    for part in sums.chunks_exact(count.max(1)) {
-        weight.iter_mut().zip(part).for_each(|(weight, sum)| *weight += sum);
-    }
-    weight
+    let parts = sums.chunks_exact(count.max(1));
+    let add = |first: usize, weight: &mut [MaybeUninit<f32>]| {
+        for (i, weight) in weight.iter_mut().enumerate() {
+            weight.write(parts.clone().map(|part| part[first + i]).sum());
+        }
+    };
+    // SAFETY: `add` writes all elements.
+    unsafe { write_pieces(count, add) }
 }
 
 /// The sum of all parts `[O, taps, C/g]` in the order `[O, C/g, taps]`.
 fn add_transposed_parts(sums: &[f32], count: usize, taps: usize, in_group: usize) -> Vec<f32> {
-    let mut weight = vec![0.0f32; count];
-    for part in sums.chunks_exact(count) {
-        let rows = weight.chunks_exact_mut(taps * in_group);
-        for (weight, sums) in rows.zip(part.chunks_exact(taps * in_group)) {
-            for (tap, sums) in sums.chunks_exact(in_group).enumerate() {
-                for (weight, sum) in weight[tap..].iter_mut().step_by(taps).zip(sums) {
-                    *weight += sum;
-                }
+    let len = taps * in_group;
+    let parts = sums.chunks_exact(count.max(1));
+    let add = |row: usize, weight: &mut [MaybeUninit<f32>]| {
+        for (channel, weight) in weight.chunks_exact_mut(taps).enumerate() {
+            for (tap, weight) in weight.iter_mut().enumerate() {
+                let at = row * len + tap * in_group + channel;
+                weight.write(parts.clone().map(|part| part[at]).sum());
             }
         }
-    }
-    weight
+    };
+    // SAFETY: `add` writes its whole row.
+    unsafe { write_rows(count / len.max(1), len, add) }
 }
 
 /// The transposed input of an item and group: of each position, padding included, the channels.

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
 use super::moments::Moments;
+use crate::kernels::activation::Smooth;
 use crate::kernels::parallel::{self, RowBuffer};
 use crate::kernels::real::Real;
-use crate::kernels::rows::{Rows, contiguous_rows};
+use crate::kernels::rows::{OnRows, Rows, contiguous_rows};
 use crate::kernels::softmax::product_row;
 use crate::kernels::vectorised::vectorised;
 use crate::kernels::{to_compute_dtype, to_dtype};
@@ -93,18 +94,8 @@ impl CustomOp3 for LayerNorm {
             return Ok((y, x_layout.shape().clone()));
         }
         let leading = x_layout.dims().len() - 1;
-        let y = match x {
-            CpuStorage::F64(_) => CpuStorage::F64(self.forward(
-                &Rows::new(x, x_layout, leading)?,
-                Rows::new(weight, weight_layout, 0)?.row(0),
-                Rows::new(bias, bias_layout, 0)?.row(0),
-            )),
-            _ => CpuStorage::F32(self.forward(
-                &Rows::new(x, x_layout, leading)?,
-                Rows::new(weight, weight_layout, 0)?.row(0),
-                Rows::new(bias, bias_layout, 0)?.row(0),
-            )),
-        };
+        let [y] =
+            self.run([(x, x_layout, leading), (weight, weight_layout, 0), (bias, bias_layout, 0)])?;
         Ok((y, x_layout.shape().clone()))
     }
 
@@ -124,20 +115,20 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-impl LayerNorm {
-    fn forward<T: Real>(&self, x: &Rows<'_, T>, weight: &[T], bias: &[T]) -> Vec<T> {
+impl OnRows<3, 1> for LayerNorm {
+    fn on_rows<T: Smooth>(&self, [x, weight, bias]: [Rows<'_, T>; 3]) -> [Vec<T>; 1] {
         let work = |row, y: &mut [_]| {
             let x = x.row(row);
             let (pivot, inverse_std) = statistics(x, self.eps);
-            scale_row(x, pivot, inverse_std, weight, bias, y);
+            scale_row(x, pivot, inverse_std, weight.row(0), bias.row(0), y);
         };
         // SAFETY: `scale_row` writes its whole row.
-        unsafe { parallel::write_rows(x.count(), x.len(), work) }
+        [unsafe { parallel::write_rows(x.count(), x.len(), work) }]
     }
+}
 
-    /// With `x^ = (x - mean) / std` and `g = weight dy`, over the `C` elements of a row:
-    /// `dx = (g - sum(g) / C - x^ sum(g x^) / C) / std`; over the rows: `d weight = sum(dy x^)`,
-    /// `d bias = sum(dy)`.
+impl LayerNorm {
+    /// The gradients of `x`, `weight` and `bias`.
     fn backward<T: Real>(
         &self,
         x: &Tensor,
@@ -146,10 +137,10 @@ impl LayerNorm {
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let leading = x.rank() - 1;
-        let (dx, [dweight, dbias]) = Rows::<T>::of(x, leading, |x| {
-            Rows::<T>::of(dy, leading, |dy| {
-                Rows::<T>::of(weight, 0, |weight| Ok(self.gradients(&x, &dy, weight.row(0))))
-            })
+        let wants_vectors = weight.track_op() || bias.track_op();
+        let arguments = [(x, leading), (dy, leading), (weight, 0)];
+        let (dx, [dweight, dbias]) = Rows::<T>::of_all(arguments, |[x, dy, weight]| {
+            Ok(gradients(&x, None, &dy, weight.row(0), self.eps, wants_vectors))
         })?;
         let vector = |of: &Tensor, values: Vec<f64>| -> candle_core::Result<Option<Tensor>> {
             let values: Vec<T> = values.into_iter().map(T::from_f64).collect();
@@ -158,44 +149,71 @@ impl LayerNorm {
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
         Ok((Some(dx), vector(weight, dweight)?, vector(bias, dbias)?))
     }
+}
 
-    /// The gradients of the input, and of weight and bias.
-    fn gradients<T: Real>(
-        &self,
-        x: &Rows<'_, T>,
-        dy: &Rows<'_, T>,
-        weight: &[T],
-    ) -> (Vec<T>, [Vec<f64>; 2]) {
-        let (count, len) = (x.count(), x.len());
-        let rows = RowBuffer::new(count, len);
-        let blocks = parallel::map_rows(count.div_ceil(BLOCK_ROWS), BLOCK_ROWS * len, |block| {
-            let [mut products, mut sums] = [0, 1].map(|_| vec![T::zero(); len]);
-            for row in block * BLOCK_ROWS..count.min((block + 1) * BLOCK_ROWS) {
-                let (x, dy) = (x.row(row), dy.row(row));
-                let (pivot, inverse_std) = statistics(x, self.eps);
+/// The gradients of the input, and, if they are wanted, of weight and bias, for the norm of `x`, or
+/// of the sum with a residual.
+///
+/// With `x^ = (x - mean) / std` and `g = weight dy`, over the `C` elements of a row:
+/// `dx = (g - sum(g) / C - x^ sum(g x^) / C) / std`; over the rows: `d weight = sum(dy x^)`,
+/// `d bias = sum(dy)`.
+pub(super) fn gradients<T: Real>(
+    x: &Rows<'_, T>,
+    residual: Option<&Rows<'_, T>>,
+    dy: &Rows<'_, T>,
+    weight: &[T],
+    eps: f64,
+    wants_vectors: bool,
+) -> (Vec<T>, [Vec<f64>; 2]) {
+    let (count, len) = (x.count(), x.len());
+    let rows = RowBuffer::new(count, len);
+    let blocks = parallel::map_rows(count.div_ceil(BLOCK_ROWS), BLOCK_ROWS * len, |block| {
+        let [mut products, mut sums] = [0, 1].map(|_| vec![T::zero(); len]);
+        let mut sum = vec![MaybeUninit::uninit(); len];
+        for row in block * BLOCK_ROWS..count.min((block + 1) * BLOCK_ROWS) {
+            let (x, dy) = (x.row(row), dy.row(row));
+            let x = match residual {
+                Some(residual) => add_row(x, residual.row(row), &mut sum),
+                None => x,
+            };
+            let (pivot, inverse_std) = statistics(x, eps);
+            if wants_vectors {
                 accumulate_row(x, pivot, inverse_std, dy, &mut products, &mut sums);
-                // SAFETY: each row is in one block.
-                let dx = product_row(weight, dy, T::zero(), unsafe { rows.row(row) });
-                let [sum, product] = T::sums(x, pivot, dx, T::zero());
-                let scale = inverse_std.to_f64();
-                let mean = T::from_f64(sum / len as f64);
-                let slope = T::from_f64(product * scale * scale / len as f64);
-                finish_row(x, pivot, [inverse_std, mean, slope], dx);
             }
-            [products, sums]
-        });
-        let mut total = [0, 1].map(|_| vec![0.0; len]);
-        for block in blocks {
-            for (total, block) in total.iter_mut().zip(block) {
-                total.iter_mut().zip(block).for_each(|(total, sum)| *total += sum.to_f64());
-            }
+            // SAFETY: each row is in one block.
+            let dx = product_row(weight, dy, T::zero(), unsafe { rows.row(row) });
+            let [sum, product] = T::sums(x, pivot, dx, T::zero());
+            let scale = inverse_std.to_f64();
+            let mean = T::from_f64(sum / len as f64);
+            let slope = T::from_f64(product * scale * scale / len as f64);
+            finish_row(x, pivot, [inverse_std, mean, slope], dx);
         }
-        // SAFETY: `product_row` wrote every row.
-        (unsafe { rows.finish() }, total)
+        [products, sums]
+    });
+    let mut total = [0, 1].map(|_| vec![0.0; len]);
+    for block in blocks {
+        for (total, block) in total.iter_mut().zip(block) {
+            total.iter_mut().zip(block).for_each(|(total, sum)| *total += sum.to_f64());
+        }
     }
+    // SAFETY: `product_row` wrote every row.
+    (unsafe { rows.finish() }, total)
 }
 
 vectorised! {
+    /// Writes all of `y = a + b`, and returns it.
+    pub(super) fn add_row<'y, T: Real>(
+        a: &[T],
+        b: &[T],
+        y: &'y mut [MaybeUninit<T>],
+    ) -> &'y mut [T] {
+        for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
+            y.write(a + b);
+        }
+        // SAFETY: the loop above wrote every element.
+        unsafe { y.assume_init_mut() }
+    }
+
     /// Writes all of `y = (x - pivot) scale weight + bias`.
     pub(super) fn scale_row<T: Real>(
         x: &[T],

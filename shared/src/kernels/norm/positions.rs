@@ -6,9 +6,10 @@ use std::mem::MaybeUninit;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
 use super::row_sets::RowSets;
+use crate::kernels::activation::Smooth;
 use crate::kernels::parallel::{self, RowBuffer};
 use crate::kernels::real::Real;
-use crate::kernels::rows::{Rows, contiguous_rows};
+use crate::kernels::rows::{OnRows, Rows, contiguous_rows};
 use crate::kernels::vectorised::vectorised;
 use crate::kernels::{to_compute_dtype, to_dtype};
 use crate::{Error, Result};
@@ -69,18 +70,8 @@ impl CustomOp3 for NormaliseColumns {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let y = match x {
-            CpuStorage::F64(_) => CpuStorage::F64(self.forward(
-                &Rows::new(x, x_layout, 3)?,
-                Rows::new(weight, weight_layout, 0)?.row(0),
-                Rows::new(bias, bias_layout, 0)?.row(0),
-            )),
-            _ => CpuStorage::F32(self.forward(
-                &Rows::new(x, x_layout, 3)?,
-                Rows::new(weight, weight_layout, 0)?.row(0),
-                Rows::new(bias, bias_layout, 0)?.row(0),
-            )),
-        };
+        let [y] =
+            self.run([(x, x_layout, 3), (weight, weight_layout, 0), (bias, bias_layout, 0)])?;
         Ok((y, x_layout.shape().clone()))
     }
 
@@ -100,10 +91,11 @@ impl CustomOp3 for NormaliseColumns {
     }
 }
 
-impl NormaliseColumns {
-    fn forward<T: Real>(&self, x: &Rows<'_, T>, weight: &[T], bias: &[T]) -> Vec<T> {
+impl OnRows<3, 1> for NormaliseColumns {
+    fn on_rows<T: Smooth>(&self, [x, weight, bias]: [Rows<'_, T>; 3]) -> [Vec<T>; 1] {
+        let (weight, bias) = (weight.row(0), bias.row(0));
         let y = RowBuffer::new(x.count(), x.len());
-        self.for_pieces(x, |set, start, statistics| {
+        self.for_pieces(&x, |set, start, statistics| {
             for row in self.sets.rows_of(set) {
                 let channel = row % weight.len();
                 // SAFETY: every row belongs to one set.
@@ -114,9 +106,11 @@ impl NormaliseColumns {
             }
         });
         // SAFETY: the sets hold all rows, the pieces all positions.
-        unsafe { y.finish() }
+        [unsafe { y.finish() }]
     }
+}
 
+impl NormaliseColumns {
     /// With `x^ = (x - mean) / std` and `g = weight dy`, over the `N` elements of a column of a set:
     /// `dx = (g - sum(g) / N - x^ sum(g x^) / N) / std`; over the elements of a channel: `d weight =
     /// sum(dy x^)`, `d bias = sum(dy)`.
@@ -127,10 +121,8 @@ impl NormaliseColumns {
         bias: &Tensor,
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, sums) = Rows::<T>::of(x, 3, |x| {
-            Rows::<T>::of(dy, 3, |dy| {
-                Rows::<T>::of(weight, 0, |weight| Ok(self.gradients(&x, &dy, weight.row(0))))
-            })
+        let (dx, sums) = Rows::<T>::of_all([(x, 3), (dy, 3), (weight, 0)], |[x, dy, weight]| {
+            Ok(self.gradients(&x, &dy, weight.row(0)))
         })?;
         let vector = |of: &Tensor, which: usize| -> candle_core::Result<Option<Tensor>> {
             let mut total = vec![0.0; of.elem_count()];

@@ -1,15 +1,15 @@
 //! Layer normalisation of a sum, as transformers have it after every residual connection.
 #![allow(unsafe_code)]
 
-use std::mem::MaybeUninit;
 use std::sync::PoisonError;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
-use super::layer::{LayerNorm, Ready, scale_row, statistics, vectors};
+use super::layer::{LayerNorm, Ready, add_row, gradients, scale_row, statistics, vectors};
+use crate::kernels::activation::Smooth;
 use crate::kernels::parallel;
 use crate::kernels::real::Real;
-use crate::kernels::rows::{Rows, contiguous_rows};
+use crate::kernels::rows::{OnRows, Rows, contiguous_rows};
 use crate::kernels::vectorised::vectorised;
 use crate::kernels::{to_compute_dtype, to_dtype};
 use crate::{Error, Result};
@@ -25,10 +25,6 @@ pub fn layer_norm_of_sum(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
-    let is_tracked = [Some(x), Some(residual), weight, bias];
-    if is_tracked.into_iter().flatten().any(Tensor::track_op) {
-        return Ok(add_layer_norm(x, residual, weight, bias, eps)?.1);
-    }
     let dtype = x.dtype();
     let [x, residual] = summands(x, residual)?;
     let [weight, bias] = vectors(&x, weight, bias)?;
@@ -36,7 +32,7 @@ pub fn layer_norm_of_sum(
         return to_dtype(x, dtype);
     }
     let vectors = Tensor::stack(&[weight, bias], 0)?;
-    to_dtype(x.apply_op3_no_bwd(&residual, &vectors, &AddLayerNorm { eps, ready: None })?, dtype)
+    to_dtype(x.apply_op3(&residual, &vectors, AddLayerNorm { eps, ready: None })?, dtype)
 }
 
 /// `x + residual`, both `[.., C]`, and the [`super::layer_norm`] of it, in one pass.
@@ -99,22 +95,11 @@ impl CustomOp3 for AddLayerNorm {
         vectors_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let leading = x_layout.dims().len() - 1;
-        let [sum, norm] = match x {
-            CpuStorage::F64(_) => self
-                .forward(
-                    &Rows::new(x, x_layout, leading)?,
-                    &Rows::new(residual, residual_layout, leading)?,
-                    &Rows::new(vectors, vectors_layout, 1)?,
-                )
-                .map(CpuStorage::F64),
-            _ => self
-                .forward(
-                    &Rows::new(x, x_layout, leading)?,
-                    &Rows::new(residual, residual_layout, leading)?,
-                    &Rows::new(vectors, vectors_layout, 1)?,
-                )
-                .map(CpuStorage::F32),
-        };
+        let [sum, norm] = self.run([
+            (x, x_layout, leading),
+            (residual, residual_layout, leading),
+            (vectors, vectors_layout, 1),
+        ])?;
         let result = match &self.ready {
             Some(ready) => {
                 *ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(norm);
@@ -129,23 +114,46 @@ impl CustomOp3 for AddLayerNorm {
         &self,
         x: &Tensor,
         residual: &Tensor,
-        _: &Tensor,
+        vectors: &Tensor,
         _: &Tensor,
         gradient: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let gradient_of = |summand: &Tensor| summand.track_op().then(|| gradient.clone());
-        Ok((gradient_of(x), gradient_of(residual), None))
+        let (of_sum, of_vectors) = match (&self.ready, x.dtype()) {
+            (Some(_), _) => (gradient.clone(), None),
+            (None, DType::F64) => self.backward::<f64>(x, residual, vectors, gradient)?,
+            (None, _) => self.backward::<f32>(x, residual, vectors, gradient)?,
+        };
+        let gradient_of = |summand: &Tensor| summand.track_op().then(|| of_sum.clone());
+        Ok((gradient_of(x), gradient_of(residual), of_vectors))
     }
 }
 
 impl AddLayerNorm {
-    /// The sum, if it is wanted, and its norm.
-    fn forward<T: Real>(
+    /// The gradients of the sum, and, if it is wanted, of weight and bias, when the result is the norm.
+    fn backward<T: Real>(
         &self,
-        x: &Rows<'_, T>,
-        residual: &Rows<'_, T>,
-        vectors: &Rows<'_, T>,
-    ) -> [Vec<T>; 2] {
+        x: &Tensor,
+        residual: &Tensor,
+        vectors: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Tensor, Option<Tensor>)> {
+        let leading = x.rank() - 1;
+        let dy = contiguous_rows(dy, leading)?;
+        let arguments = [(x, leading), (residual, leading), (&dy, leading), (vectors, 1)];
+        let is_tracked = vectors.track_op();
+        let (dx, dvectors) = Rows::<T>::of_all(arguments, |[x, residual, dy, vectors]| {
+            Ok(gradients(&x, Some(&residual), &dy, vectors.row(0), self.eps, is_tracked))
+        })?;
+        let dvectors: Vec<T> = dvectors.concat().into_iter().map(T::from_f64).collect();
+        let dvectors =
+            is_tracked.then(|| Tensor::from_vec(dvectors, vectors.shape(), vectors.device()));
+        Ok((Tensor::from_vec(dx, x.shape(), x.device())?, dvectors.transpose()?))
+    }
+}
+
+impl OnRows<3, 2> for AddLayerNorm {
+    /// The sum, if it is wanted, and its norm.
+    fn on_rows<T: Smooth>(&self, [x, residual, vectors]: [Rows<'_, T>; 3]) -> [Vec<T>; 2] {
         let (weight, bias) = (vectors.row(0), vectors.row(1));
         if self.ready.is_none() {
             let work = |row, y: &mut [_]| {
@@ -167,15 +175,6 @@ impl AddLayerNorm {
 }
 
 vectorised! {
-    /// Writes all of `y = a + b`, and returns it.
-    fn add_row<'y, T: Real>(a: &[T], b: &[T], y: &'y mut [MaybeUninit<T>]) -> &'y mut [T] {
-        for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
-            y.write(a + b);
-        }
-        // SAFETY: the loop above wrote every element.
-        unsafe { y.assume_init_mut() }
-    }
-
     /// `x = (x - pivot) scale weight + bias`.
     fn scale_row_in_place<T: Real>(x: &mut [T], pivot: T, scale: T, weight: &[T], bias: &[T]) {
         for ((x, &weight), &bias) in x.iter_mut().zip(weight).zip(bias) {

@@ -2,15 +2,17 @@
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
+use super::ChannelNorm;
 use super::moments::Moments;
-use crate::kernels::activation::{Activation, Smooth, activate_in_place, differentiate_in_place};
+use crate::kernels::activation::{Activation, Smooth, activate_normalised, differentiate_in_place};
 use crate::kernels::parallel::{self, RowBuffer};
 use crate::kernels::real::Real;
-use crate::kernels::rows::{Rows, contiguous_rows};
+use crate::kernels::rows::{OnRows, Rows, contiguous_rows};
 use crate::kernels::vectorised::vectorised;
 
 /// Elements of a row that go through all steps together, in the first-level cache.
@@ -49,15 +51,20 @@ impl RowSets {
         item * (self.channels / self.size) + row % self.channels / self.size
     }
 
-    /// The rows of a set, in order.
-    pub(super) fn rows_of(&self, set: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+    /// The rows of a set, in order: the run of each frame.
+    fn runs_of(&self, set: usize) -> impl Iterator<Item = Range<usize>> + Clone + use<> {
         let Self { frames, channels, size, .. } = *self;
         let (item, group) = (set / (channels / size), set % (channels / size));
         let first = item * frames * channels + group * size;
-        (0..frames).flat_map(move |frame| {
+        (0..frames).map(move |frame| {
             let first = first + frame * channels;
             first..first + size
         })
+    }
+
+    /// The rows of a set, in order.
+    pub(super) fn rows_of(&self, set: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+        self.runs_of(set).flatten()
     }
 
     /// Index of a row's element in vectors `[C]`, or `[B, C]`, that have `len` elements.
@@ -67,8 +74,8 @@ impl RowSets {
     }
 
     /// The rows that `second` writes, and what it follows from for each set: what `first` makes of
-    /// each row, and what `combine` makes of these. `first` may leave something in the row that is to
-    /// be written.
+    /// runs of neighbouring rows, added to a list, and what `combine` makes of these. `first` may leave
+    /// something in the rows that are to be written.
     ///
     /// Where there are many sets of neighbouring rows, both passes over a set follow each other, so
     /// that its rows come from memory once.
@@ -78,26 +85,34 @@ impl RowSets {
     unsafe fn two_passes<T: Real, R: Copy + Send + Sync, S: Send + Sync>(
         &self,
         len: usize,
-        first: impl Fn(usize, &mut [MaybeUninit<T>]) -> R + Sync,
+        first: impl Fn(Range<usize>, &mut [MaybeUninit<T>], &mut Vec<R>) + Sync,
         combine: impl Fn(usize, &[R]) -> S + Sync,
         second: impl Fn(usize, &S, &mut [MaybeUninit<T>]) + Sync,
     ) -> (Vec<T>, Vec<(Vec<R>, S)>) {
         let (count, sets) = (self.items * self.frames * self.channels, self.count());
         let rows = RowBuffer::new(count, len);
-        // SAFETY (both): in both schedules, nobody else has this row at this time.
-        let first = |row: usize| first(row, unsafe { rows.row(row) });
+        // SAFETY (both): in both schedules, nobody else has these rows at this time.
+        let first = |run: Range<usize>, results: &mut Vec<R>| {
+            first(run.clone(), unsafe { rows.rows(run) }, results);
+        };
         let second = |row: usize, combined: &S| second(row, combined, unsafe { rows.row(row) });
         let of_sets = if self.size > 1 && sets >= 2 * rayon::current_num_threads() {
             parallel::map_rows(sets, count * len / sets, |set| {
-                let results: Vec<R> = self.rows_of(set).map(first).collect();
+                let mut results = vec![];
+                self.runs_of(set).for_each(|run| first(run, &mut results));
                 let combined = combine(set, &results);
                 self.rows_of(set).for_each(|row| second(row, &combined));
                 (results, combined)
             })
         } else {
-            let results = parallel::map_rows(count, len, first);
+            let results = parallel::map_rows(count, len, |row| {
+                let mut results = vec![];
+                first(row..row + 1, &mut results);
+                results
+            });
             let of_set = |set| {
-                let results: Vec<R> = self.rows_of(set).map(|row| results[row]).collect();
+                let results: Vec<R> =
+                    self.rows_of(set).flat_map(|row| results[row].iter().copied()).collect();
                 let combined = combine(set, &results);
                 (results, combined)
             };
@@ -150,18 +165,11 @@ impl CustomOp3 for Normalise {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let y = match x {
-            CpuStorage::F64(_) => CpuStorage::F64(self.forward(
-                &Rows::new(x, x_layout, self.leading)?,
-                Rows::new(weight, weight_layout, 0)?.row(0),
-                Rows::new(bias, bias_layout, 0)?.row(0),
-            )),
-            _ => CpuStorage::F32(self.forward(
-                &Rows::new(x, x_layout, self.leading)?,
-                Rows::new(weight, weight_layout, 0)?.row(0),
-                Rows::new(bias, bias_layout, 0)?.row(0),
-            )),
-        };
+        let [y] = self.run([
+            (x, x_layout, self.leading),
+            (weight, weight_layout, 0),
+            (bias, bias_layout, 0),
+        ])?;
         Ok((y, x_layout.shape().clone()))
     }
 
@@ -181,74 +189,68 @@ impl CustomOp3 for Normalise {
     }
 }
 
-/// How a row is normalised: `y = (x - pivot) scale + shift`, and `rest` is what the pivot lacks of the
-/// mean.
-#[derive(Clone, Copy)]
-struct Scaling<T> {
-    pivot: T,
-    rest: f64,
-    inverse_std: f64,
-    scale: T,
-    shift: T,
-}
-
-impl Normalise {
-    fn forward<T: Smooth>(&self, x: &Rows<'_, T>, weight: &[T], bias: &[T]) -> Vec<T> {
-        let write = |row: usize, (mean, variance): (f64, f64), y: &mut [MaybeUninit<T>]| {
-            let scaling = self.scaling(row, mean, variance, weight, bias);
-            for (x, y) in x.row(row).chunks(PIECE).zip(y.chunks_mut(PIECE)) {
-                let y = scale_row(x, scaling.pivot, scaling.scale, scaling.shift, y);
-                activate_in_place(self.activation, y);
-            }
+impl OnRows<3, 1> for Normalise {
+    fn on_rows<T: Smooth>(&self, [x, weight, bias]: [Rows<'_, T>; 3]) -> [Vec<T>; 1] {
+        let (weight, bias) = (weight.row(0), bias.row(0));
+        let write = |row: usize, mean: f64, inverse_std: f64, y: &mut [MaybeUninit<T>]| {
+            let at = self.sets.vector_index(row, weight.len());
+            let (weight, bias) = (weight[at].to_f64(), bias[at].to_f64());
+            let norm = ChannelNorm::new(mean, inverse_std, weight, bias);
+            activate_normalised(self.activation, x.row(row), norm, y);
         };
         match &self.source {
-            Source::Given(Statistics { mean, variance }) => {
+            Source::Given(statistics) => {
+                let inverse_std = self.inverse_std(statistics);
                 let work = |row, y: &mut [_]| {
                     let set = self.sets.set_of(row);
-                    write(row, (mean[set], variance[set]), y);
+                    write(row, statistics.mean[set], inverse_std[set], y);
                 };
                 // SAFETY: `write` writes its whole row.
-                unsafe { parallel::write_rows(x.count(), x.len(), work) }
+                [unsafe { parallel::write_rows(x.count(), x.len(), work) }]
             }
             Source::Input(cell) => {
-                let combine = |_: usize, rows: &[Moments]| {
-                    let moments = rows.iter().copied().fold(Moments::default(), Moments::merge);
-                    (moments.mean, moments.variance())
+                let moments =
+                    |rows: Range<usize>, results: &mut Vec<Moments>| match x.run(rows.clone()) {
+                        Some(run) => results.push(Moments::of(run)),
+                        None => results.extend(rows.map(|row| Moments::of(x.row(row)))),
+                    };
+                let combine = |_: usize, runs: &[Moments]| {
+                    let moments = runs.iter().copied().fold(Moments::default(), Moments::merge);
+                    let variance = moments.variance();
+                    (moments.mean, variance, (variance + self.eps).sqrt().recip())
                 };
                 // SAFETY: `write` writes its whole row.
                 let (y, sets) = unsafe {
                     self.sets.two_passes(
                         x.len(),
-                        |row, _| Moments::of(x.row(row)),
+                        |rows, _: &mut [MaybeUninit<T>], results| moments(rows, results),
                         combine,
-                        |row, &statistics, y| write(row, statistics, y),
+                        |row, &(mean, _, inverse_std), y| write(row, mean, inverse_std, y),
                     )
                 };
                 cell.get_or_init(|| {
-                    let (mean, variance) = sets.into_iter().map(|(_, set)| set).unzip();
+                    let sets = sets.into_iter().map(|(_, (mean, variance, _))| (mean, variance));
+                    let (mean, variance) = sets.unzip();
                     Statistics { mean, variance }
                 });
-                y
+                [y]
             }
         }
     }
+}
 
-    fn scaling<T: Real>(
-        &self,
-        row: usize,
-        mean: f64,
-        variance: f64,
-        weight: &[T],
-        bias: &[T],
-    ) -> Scaling<T> {
-        let at = self.sets.vector_index(row, weight.len());
-        let inverse_std = 1.0 / (variance + self.eps).sqrt();
-        // What rounding the mean takes away matters next to a small deviation.
-        let pivot = T::from_f64(mean);
-        let rest = mean - pivot.to_f64();
-        let scale = weight[at].to_f64() * inverse_std;
-        let shift = bias[at].to_f64() - rest * scale;
-        Scaling { pivot, rest, inverse_std, scale: T::from_f64(scale), shift: T::from_f64(shift) }
+/// How a row was normalised: what the pivot lacks of the mean is the `rest`.
+#[derive(Clone, Copy)]
+struct Scaling<T> {
+    norm: ChannelNorm<T>,
+    rest: f64,
+    inverse_std: f64,
+}
+
+impl Normalise {
+    /// The reciprocals of the sets' standard deviations.
+    fn inverse_std(&self, statistics: &Statistics) -> Vec<f64> {
+        statistics.variance.iter().map(|variance| (variance + self.eps).sqrt().recip()).collect()
     }
 
     /// With `x^ = (x - mean) / std`, `u = weight x^ + bias`, `du = activation'(u) dy` and `g = weight
@@ -270,14 +272,9 @@ impl Normalise {
             },
         };
         let vectors = weight.elem_count();
-        let (dx, sets) = Rows::<T>::of(x, self.leading, |x| {
-            Rows::<T>::of(dy, self.leading, |dy| {
-                Rows::<T>::of(weight, 0, |weight| {
-                    Rows::<T>::of(bias, 0, |bias| {
-                        Ok(self.row_gradients(&x, &dy, weight.row(0), bias.row(0), statistics))
-                    })
-                })
-            })
+        let arguments = [(x, self.leading), (dy, self.leading), (weight, 0), (bias, 0)];
+        let (dx, sets) = Rows::<T>::of_all(arguments, |[x, dy, weight, bias]| {
+            Ok(self.row_gradients(&x, &dy, weight.row(0), bias.row(0), statistics))
         })?;
         let vector = |of: &Tensor, which: usize| -> Result<Option<Tensor>> {
             let mut total = vec![0.0; vectors];
@@ -303,19 +300,24 @@ impl Normalise {
         bias: &[T],
         statistics: &Statistics,
     ) -> (Vec<T>, Vec<(Vec<[f64; 2]>, [f64; 2])>) {
+        let inverse_std = self.inverse_std(statistics);
         let scaling = |row: usize| {
             let set = self.sets.set_of(row);
-            self.scaling(row, statistics.mean[set], statistics.variance[set], weight, bias)
+            let at = self.sets.vector_index(row, weight.len());
+            let (mean, inverse_std) = (statistics.mean[set], inverse_std[set]);
+            let (weight, bias) = (weight[at].to_f64(), bias[at].to_f64());
+            let norm: ChannelNorm<T> = ChannelNorm::new(mean, inverse_std, weight, bias);
+            Scaling { norm, rest: mean - norm.pivot.to_f64(), inverse_std }
         };
         let is_activated = self.activation != Activation::Identity;
         // With an activation, leaves `du` in the row.
-        let sums = |row: usize, du: &mut [MaybeUninit<T>]| {
-            let Scaling { pivot, rest, inverse_std, scale, shift } = scaling(row);
-            let (x, dy) = (x.row(row), dy.row(row));
+        let sums_of_row = |row: usize, du: &mut [MaybeUninit<T>]| {
+            let Scaling { norm, rest, inverse_std } = scaling(row);
+            let (x, dy, pivot) = (x.row(row), dy.row(row), norm.pivot);
             let [sum, product] = if is_activated {
                 let pieces = x.chunks(PIECE).zip(dy.chunks(PIECE)).zip(du.chunks_mut(PIECE));
                 pieces.fold([0.0; 2], |total, ((x, dy), du)| {
-                    let du = scale_row(x, pivot, scale, shift, du);
+                    let du = scale_row(x, norm, du);
                     differentiate_in_place(self.activation, du, dy);
                     let sums = T::sums(x, pivot, du, T::zero());
                     [total[0] + sums[0], total[1] + sums[1]]
@@ -324,6 +326,10 @@ impl Normalise {
                 T::sums(x, pivot, dy, T::zero())
             };
             [sum, (product - rest * sum) * inverse_std]
+        };
+        let sums = |rows: Range<usize>, du: &mut [MaybeUninit<T>], sums: &mut Vec<[f64; 2]>| {
+            let of_rows = rows.zip(du.chunks_exact_mut(x.len()));
+            sums.extend(of_rows.map(|(row, du)| sums_of_row(row, du)));
         };
         // Means over a set of `g` and of `g x^`.
         let means = |set: usize, sums: &[[f64; 2]]| {
@@ -338,7 +344,8 @@ impl Normalise {
             means
         };
         let write = |row: usize, means: &[f64; 2], dx: &mut [MaybeUninit<T>]| {
-            let Scaling { pivot, rest, inverse_std, scale, .. } = scaling(row);
+            let Scaling { norm: ChannelNorm { pivot, scale, .. }, rest, inverse_std } =
+                scaling(row);
             let slope = means[1] * inverse_std * inverse_std;
             let shift = means[0] * inverse_std - rest * slope;
             let factors = [scale, T::from_f64(shift), T::from_f64(slope)];
@@ -358,11 +365,10 @@ vectorised! {
     /// Writes all of `y = (x - pivot) scale + shift`, and returns it.
     fn scale_row<'y, T: Real>(
         x: &[T],
-        pivot: T,
-        scale: T,
-        shift: T,
+        norm: ChannelNorm<T>,
         y: &'y mut [MaybeUninit<T>],
     ) -> &'y mut [T] {
+        let ChannelNorm { pivot, scale, shift } = norm;
         for (y, &x) in y.iter_mut().zip(x) {
             y.write((x - pivot) * scale + shift);
         }

@@ -2,7 +2,9 @@
 //! of `d`, the tile with number `n` begins at the element `2 d (n / d) + n % d`. The `d` tiles of a
 //! group follow each other, and so do the groups.
 
-use super::{BLOCK_TILES, Block, Cut, Transformed, add, subtract};
+use std::cell::RefCell;
+
+use super::{Block, Cut, Transformed, add, subtract};
 use crate::kernels::conv::Geometry;
 use crate::kernels::conv::columns::copy_run;
 use crate::kernels::conv::view::View;
@@ -44,9 +46,25 @@ impl Block for Run {
     }
 }
 
+/// Most tiles of a block.
+const MOST_TILES: usize = 256;
+
 /// The elements of some groups of tiles: of each group, those at the tiles' first places, and those a
 /// dilation behind.
-struct Halves([[f32; 2 * BLOCK_TILES]; TILE]);
+struct Halves([[f32; 2 * MOST_TILES]; TILE]);
+
+/// A thread's working memory: the elements that a channel's tiles are made of, in order and parted.
+struct Scratch {
+    elements: [f32; 4 * MOST_TILES],
+    halves: Halves,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        let halves = Halves([[0.0; 2 * MOST_TILES]; TILE]);
+        RefCell::new(Scratch { elements: [0.0; 4 * MOST_TILES], halves })
+    };
+}
 
 impl Lines<'_> {
     fn dilation(&self) -> usize {
@@ -61,6 +79,8 @@ impl Lines<'_> {
 
 impl Cut<PLACES> for Lines<'_> {
     type Block = Run;
+
+    const MOST_TILES: usize = MOST_TILES;
 
     fn tiles(&self) -> usize {
         self.0.batch * tiles(self.0)
@@ -93,22 +113,22 @@ impl Cut<PLACES> for Lines<'_> {
         let signal = &x.channel(block.item, channel)[..self.0.input[2]];
         let start = block.start as isize - self.0.padding_before[2];
         let places = read.tiles_mut(channel, 0, count);
-        if self.holds_groups(block) {
-            let mut elements = [0.0; 4 * BLOCK_TILES];
-            let elements = &mut elements[..TILE * (count + dilation)];
-            copy_run(signal, start, elements);
-            let mut halves = Halves([[0.0; 2 * BLOCK_TILES]; TILE]);
-            halves.part(elements, dilation);
-            let [even, odd] = &halves.0;
-            let behind = dilation..dilation + count;
-            transform([&even[..count], &odd[..count], &even[behind.clone()], &odd[behind]], places);
-        } else {
-            let mut elements = [[0.0; BLOCK_TILES]; PLACES];
-            for (number, elements) in elements.iter_mut().enumerate() {
-                copy_run(signal, start + (number * dilation) as isize, &mut elements[..count]);
+        SCRATCH.with_borrow_mut(|Scratch { elements, halves }| {
+            if self.holds_groups(block) {
+                let elements = &mut elements[..TILE * (count + dilation)];
+                copy_run(signal, start, elements);
+                halves.part(elements, dilation);
+                let [even, odd] = &halves.0;
+                let next = dilation..dilation + count;
+                transform([&even[..count], &odd[..count], &even[next.clone()], &odd[next]], places);
+            } else {
+                let runs = elements.chunks_exact_mut(count).take(PLACES).enumerate();
+                runs.for_each(|(number, run)| {
+                    copy_run(signal, start + (number * dilation) as isize, run);
+                });
+                transform(std::array::from_fn(|i| &elements[i * count..][..count]), places);
             }
-            transform(elements.each_ref().map(|elements| &elements[..count]), places);
-        }
+        });
     }
 
     fn write(
@@ -121,69 +141,83 @@ impl Cut<PLACES> for Lines<'_> {
     ) {
         let (count, dilation, length) = (block.tiles, self.dilation(), self.0.output[2]);
         let [m0, m1, m2, m3] = written.tiles(channel, 0, count);
-        let mut halves = Halves([[bias; 2 * BLOCK_TILES]; TILE]);
-        accumulate(m0, m1, m2, &mut halves.0[0][..count]);
-        accumulate_difference(m1, m2, m3, &mut halves.0[1][..count]);
         let put = |elements: &mut [f32], start: usize| {
             let count = elements.len().min(length.saturating_sub(start));
             if count > 0 {
                 put(&mut elements[..count], [block.item, start]);
             }
         };
-        if self.holds_groups(block) {
-            let mut elements = [0.0; 4 * BLOCK_TILES];
-            let elements = &mut elements[..TILE * count];
-            halves.join(elements, dilation);
-            put(elements, block.start);
-        } else {
-            for (number, half) in halves.0.iter_mut().enumerate() {
-                put(&mut half[..count], block.start + number * dilation);
+        SCRATCH.with_borrow_mut(|Scratch { elements, halves }| {
+            let [first, second] = &mut halves.0;
+            add_three(m0, m1, m2, bias, &mut first[..count]);
+            subtract_two(m1, m2, m3, bias, &mut second[..count]);
+            if self.holds_groups(block) {
+                let elements = &mut elements[..TILE * count];
+                halves.join(elements, dilation);
+                put(elements, block.start);
+            } else {
+                for (number, half) in halves.0.iter_mut().enumerate() {
+                    put(&mut half[..count], block.start + number * dilation);
+                }
             }
-        }
+        });
     }
+}
+
+/// Calls a function with the constant `0` and the dilation, or, for the dilations that models have,
+/// with this as the constant: copies of known size are single instructions.
+macro_rules! with_constant {
+    ($dilation:expr, $function:ident($($argument:expr),*)) => {
+        match $dilation {
+            1 => $function::<1>(1, $($argument),*),
+            2 => $function::<2>(2, $($argument),*),
+            3 => $function::<3>(3, $($argument),*),
+            4 => $function::<4>(4, $($argument),*),
+            5 => $function::<5>(5, $($argument),*),
+            8 => $function::<8>(8, $($argument),*),
+            16 => $function::<16>(16, $($argument),*),
+            dilation => $function::<0>(dilation, $($argument),*),
+        }
+    };
 }
 
 impl Halves {
     /// Parts the elements of groups of tiles.
     fn part(&mut self, elements: &[f32], dilation: usize) {
         let [even, odd] = &mut self.0;
-        let groups = elements.chunks_exact(TILE * dilation);
-        let halves = even.chunks_exact_mut(dilation).zip(odd.chunks_exact_mut(dilation));
-        for_dilation(dilation, groups.zip(halves), |(group, (even, odd)), dilation| {
-            even[..dilation].copy_from_slice(&group[..dilation]);
-            odd[..dilation].copy_from_slice(&group[dilation..][..dilation]);
-        });
+        with_constant!(dilation, part(elements, even, odd));
     }
 
     /// Joins the elements of groups of tiles again.
     fn join(&self, elements: &mut [f32], dilation: usize) {
         let [even, odd] = &self.0;
-        let groups = elements.chunks_exact_mut(TILE * dilation);
-        let halves = even.chunks_exact(dilation).zip(odd.chunks_exact(dilation));
-        for_dilation(dilation, groups.zip(halves), |(group, (even, odd)), dilation| {
-            group[..dilation].copy_from_slice(&even[..dilation]);
-            group[dilation..][..dilation].copy_from_slice(&odd[..dilation]);
-        });
+        with_constant!(dilation, join(elements, even, odd));
     }
 }
 
-/// Calls `work(group, dilation)` for all groups, with constants for the dilations that models have:
-/// copies of known size are single instructions.
-#[inline(always)]
-fn for_dilation<G>(
+/// [`Halves::part`] with a dilation of `CONSTANT`, unless that is 0.
+fn part<const CONSTANT: usize>(
     dilation: usize,
-    groups: impl Iterator<Item = G>,
-    work: impl Fn(G, usize) + Copy,
+    elements: &[f32],
+    even: &mut [f32],
+    odd: &mut [f32],
 ) {
-    macro_rules! constant {
-        ($($known:literal)*) => {
-            match dilation {
-                $($known => groups.for_each(#[inline(always)] |group| work(group, $known)),)*
-                _ => groups.for_each(|group| work(group, dilation)),
-            }
-        };
+    let dilation = if CONSTANT == 0 { dilation } else { CONSTANT };
+    let halves = even.chunks_exact_mut(dilation).zip(odd.chunks_exact_mut(dilation));
+    for (group, (even, odd)) in elements.chunks_exact(TILE * dilation).zip(halves) {
+        even.copy_from_slice(&group[..dilation]);
+        odd.copy_from_slice(&group[dilation..]);
     }
-    constant!(1 2 3 4 5 8 16);
+}
+
+/// [`Halves::join`] with a dilation of `CONSTANT`, unless that is 0.
+fn join<const CONSTANT: usize>(dilation: usize, elements: &mut [f32], even: &[f32], odd: &[f32]) {
+    let dilation = if CONSTANT == 0 { dilation } else { CONSTANT };
+    let halves = even.chunks_exact(dilation).zip(odd.chunks_exact(dilation));
+    for (group, (even, odd)) in elements.chunks_exact_mut(TILE * dilation).zip(halves) {
+        group[..dilation].copy_from_slice(even);
+        group[dilation..].copy_from_slice(odd);
+    }
 }
 
 /// Writes `B^T d` of all tiles, place by place.
@@ -195,17 +229,17 @@ fn transform([d0, d1, d2, d3]: [&[f32]; PLACES], [a, b, c, d]: [&mut [f32]; PLAC
 }
 
 vectorised! {
-    /// Adds `a + b + c` to `sum`.
-    fn accumulate<T: Real>(a: &[T], b: &[T], c: &[T], sum: &mut [T]) {
+    /// Writes `a + b + c + bias`.
+    fn add_three<T: Real>(a: &[T], b: &[T], c: &[T], bias: T, sum: &mut [T]) {
         for (((sum, &a), &b), &c) in sum.iter_mut().zip(a).zip(b).zip(c) {
-            *sum += a + b + c;
+            *sum = a + b + c + bias;
         }
     }
 
-    /// Adds `a - b - c` to `sum`.
-    fn accumulate_difference<T: Real>(a: &[T], b: &[T], c: &[T], sum: &mut [T]) {
+    /// Writes `a - b - c + bias`.
+    fn subtract_two<T: Real>(a: &[T], b: &[T], c: &[T], bias: T, sum: &mut [T]) {
         for (((sum, &a), &b), &c) in sum.iter_mut().zip(a).zip(b).zip(c) {
-            *sum += a - b - c;
+            *sum = a - b - c + bias;
         }
     }
 }

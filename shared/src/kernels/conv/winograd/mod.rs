@@ -21,16 +21,22 @@ use crate::kernels::parallel::fill_rows;
 use crate::kernels::real::Real;
 use crate::kernels::vectorised::vectorised;
 
-/// Fewest channels, read and written, for which the products outweigh the transforms.
-const MIN_CHANNELS: usize = 64;
+/// Fewest channels, read and written, for which the products outweigh the transforms: of pictures,
+/// and in time.
+const MIN_SQUARE_CHANNELS: usize = 64;
+const MIN_LINE_CHANNELS: usize = 96;
 
 /// Fewest tiles of a picture, and in time, for which it pays to transform the kernel.
 const MIN_SQUARES: usize = 128;
 const MIN_LINES: usize = 512;
 
-/// Tiles that are transformed at once, at most: the more, the less often the kernel is read; the
-/// fewer, the longer they stay in the cache.
-const BLOCK_TILES: usize = 64;
+/// Tiles that are transformed at once, unless there are too few: the more, the less often the kernel
+/// is read, and the longer the pieces in which the input and output are.
+const LEAST_TILES: usize = 64;
+
+/// Elements of transformed tiles that may be more than [`LEAST_TILES`] have: 512 KiB, half of a usual
+/// second-level cache.
+const BLOCK_ELEMENTS: usize = 1 << 17;
 
 /// Elements between the places of transformed tiles beside those that are used: without them, all
 /// places would fall on the same lines of the cache.
@@ -48,15 +54,16 @@ pub(super) enum Tiles {
 impl Tiles {
     /// The tiles that a convolution is computed with, if it is computed here.
     pub fn of(geometry: &Geometry) -> Option<Self> {
-        let fits = geometry.stride == [1; 3]
-            && geometry.groups == 1
-            && geometry.in_channels.min(geometry.out_channels) >= MIN_CHANNELS;
-        let is_picture = geometry.kernel == [1, 3, 3]
+        let fits = geometry.stride == [1; 3] && geometry.groups == 1;
+        let channels = geometry.in_channels.min(geometry.out_channels);
+        let is_picture = channels >= MIN_SQUARE_CHANNELS
+            && geometry.kernel == [1, 3, 3]
             && geometry.dilation == [1; 3]
             && geometry.padding_before[0] == 0
             && geometry.input[0] == geometry.output[0]
             && square::Squares::new(geometry).tiles() >= MIN_SQUARES;
-        let is_signal = geometry.kernel == [1, 1, 3]
+        let is_signal = channels >= MIN_LINE_CHANNELS
+            && geometry.kernel == [1, 1, 3]
             && geometry.is_signal()
             && geometry.batch * line::tiles(geometry) >= MIN_LINES
             && line::share_of_use(geometry) >= 0.75;
@@ -164,6 +171,9 @@ pub(super) fn forward(
 trait Cut<const PLACES: usize>: Sync {
     type Block: Block;
 
+    /// Tiles that a block may have at most.
+    const MOST_TILES: usize;
+
     /// Tiles of all items.
     fn tiles(&self) -> usize;
 
@@ -206,10 +216,13 @@ fn convolve<const PLACES: usize, C: Cut<PLACES>>(
     let count = geometry.batch * out_channels * positions;
     let tiles = cut.tiles();
     let flops = 2 * PLACES * tiles * in_channels * out_channels;
+    let width = TileSize::largest().columns;
+    let fitting = BLOCK_ELEMENTS / (PLACES * (in_channels + out_channels)) / width * width;
     let most = tiles
         .div_ceil(threads::parts(1, flops))
-        .next_multiple_of(TileSize::largest().columns)
-        .min(BLOCK_TILES);
+        .next_multiple_of(width)
+        .min(fitting.max(LEAST_TILES))
+        .min(C::MOST_TILES);
     let blocks = cut.blocks(most);
     let mut y = Vec::with_capacity(count);
     let output = Output { data: y.as_mut_ptr(), stride: positions };

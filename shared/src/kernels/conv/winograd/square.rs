@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
-use super::{BLOCK_TILES, Block, Cut, Transformed, add, subtract, transform_taps};
+use super::{Block, Cut, Transformed, add, subtract, transform_taps};
 use crate::kernels::conv::Geometry;
 use crate::kernels::conv::view::View;
 use crate::kernels::real::Real;
 use crate::kernels::vectorised::vectorised;
+
+/// Most tiles of a block.
+const BLOCK_TILES: usize = 64;
 
 /// Places in a transformed tile.
 pub(super) const PLACES: usize = 16;
@@ -80,6 +83,8 @@ impl<'a> Squares<'a> {
 
 impl Cut<PLACES> for Squares<'_> {
     type Block = Vec<Run>;
+
+    const MOST_TILES: usize = BLOCK_TILES;
 
     fn tiles(&self) -> usize {
         self.geometry.batch * self.geometry.output[0] * self.rows * self.columns
