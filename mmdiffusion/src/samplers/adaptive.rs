@@ -35,6 +35,22 @@ impl Default for Tolerance {
     }
 }
 
+impl Tolerance {
+    /// Fails unless some error is tolerated.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with both numbers.
+    pub fn validate(&self) -> Result<()> {
+        let Self { absolute, relative } = *self;
+        if absolute > 0.0 && relative >= 0.0 && absolute.is_finite() && relative.is_finite() {
+            return Ok(());
+        }
+        Err(Error::Argument(format!(
+            "adaptive solver: its tolerance must be above 0, not {absolute} and {relative}"
+        )))
+    }
+}
+
 /// Solves from `x` at the start of time to its end.
 ///
 /// # Errors
@@ -104,10 +120,7 @@ impl Trial<'_> {
         t: &Point,
     ) -> Result<[S; 2]> {
         let Self { flow, exponential, order } = self;
-        let inner = |share: f64| {
-            let h = f64::from(t.lambda) - f64::from(s.lambda);
-            flow.timeline.at_lambda((f64::from(s.lambda) + share * h) as f32)
-        };
+        let inner = |share: f64| flow.timeline.between(s, t, share as f32);
         let [r1, r2] = if *order == 2 { [0.5, 1.0] } else { [1.0 / 3.0, 2.0 / 3.0] };
         let m = flow.value(network, x, s)?;
         let first = inner(r1);

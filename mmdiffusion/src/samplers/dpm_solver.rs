@@ -99,7 +99,13 @@ impl DpmSolver {
     /// # Errors
     /// [`Error::Argument`] naming it.
     pub fn validate(&self) -> Result<()> {
-        let least = if matches!(self.method, Method::Adaptive(_)) { 2 } else { 1 };
+        let least = match self.method {
+            Method::Adaptive(tolerance) => {
+                tolerance.validate()?;
+                2
+            }
+            _ => 1,
+        };
         if !(least..=3).contains(&self.order) {
             return Err(Error::Argument(format!(
                 "dpm solver: its order is {least} to 3, not {}",
@@ -147,7 +153,7 @@ struct Planned {
     to: Point,
     order: usize,
     /// Shares of the step at which its inner points lie.
-    inner: [f64; 2],
+    inner: [f32; 2],
 }
 
 /// The steps of a solver on a grid of times.
@@ -186,23 +192,21 @@ impl<S: State> GridSteps<S> {
         let Planned { from, to, order, inner: [r1, r2] } = step;
         let Self { flow, exponential, .. } = self;
         let m = flow.value(network, x, from)?;
-        let inner = |share: f64| {
-            let h = f64::from(to.lambda) - f64::from(from.lambda);
-            flow.timeline.at_lambda((f64::from(from.lambda) + share * h) as f32)
-        };
+        let inner = |share: &f32| flow.timeline.between(from, to, *share);
+        let shares = [f64::from(*r1), f64::from(*r2)];
         if *order == 1 {
             return exponential.first(x, &m, from, to);
         }
-        let first = inner(*r1);
+        let first = inner(r1);
         let x1 = exponential.inner_first(x, &m, from, &first)?;
         let m1 = flow.value(network, &x1, &first)?;
         if *order == 2 {
-            return exponential.second(x, [&m, &m1], from, to, *r1);
+            return exponential.second(x, [&m, &m1], from, to, shares[0]);
         }
-        let second = inner(*r2);
-        let x2 = exponential.inner_second(x, [&m, &m1], from, &second, [*r1, *r2])?;
+        let second = inner(r2);
+        let x2 = exponential.inner_second(x, [&m, &m1], from, &second, shares)?;
         let m2 = flow.value(network, &x2, &second)?;
-        exponential.third(x, [&m, &m1, &m2], from, to, [*r1, *r2])
+        exponential.third(x, [&m, &m1, &m2], from, to, shares)
     }
 
     fn multi_step(&mut self, x: &S, step: &Planned, network: &mut Network<S>) -> Result<S> {
@@ -253,10 +257,9 @@ fn plan(grid: &[Point], orders: &[usize], strides: &[usize]) -> Vec<Planned> {
             let points = grid.get(start..=start + stride)?;
             start += stride;
             let (from, to) = (points.first()?, points.last()?);
-            let h = f64::from(to.lambda) - f64::from(from.lambda);
             let share = |index: usize| {
                 let lambda = points.get(index).map_or(to.lambda, |point| point.lambda);
-                (f64::from(lambda) - f64::from(from.lambda)) / h
+                (lambda - from.lambda) / (to.lambda - from.lambda)
             };
             Some(Planned { from: *from, to: *to, order: *order, inner: [share(1), share(2)] })
         })

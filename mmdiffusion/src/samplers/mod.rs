@@ -54,6 +54,7 @@ pub enum Sampler {
     /// DPM-Solver and DPM-Solver++.
     DpmSolver(DpmSolver),
     /// UniPC.
+    #[serde(rename = "unipc")]
     UniPc(UniPc),
     /// Heun's method.
     Heun(Heun),

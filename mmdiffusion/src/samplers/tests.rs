@@ -232,6 +232,10 @@ fn impossible_settings_are_refused() {
         solver(DpmSolver { order: 0, ..DpmSolver::default() }),
         solver(DpmSolver { order: 4, ..DpmSolver::default() }),
         solver(DpmSolver { order: 1, ..DpmSolver::adaptive() }),
+        solver(DpmSolver {
+            method: Method::Adaptive(Tolerance { absolute: 0.0, relative: 0.0 }),
+            ..DpmSolver::default()
+        }),
         solver(DpmSolver { thresholding: true, ..DpmSolver::default() }),
         Sampler::Ddim(Ddim { eta: f64::NAN, ..Ddim::default() }),
         Sampler::UniPc(UniPc { steps: 0, ..UniPc::default() }),

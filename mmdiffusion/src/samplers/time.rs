@@ -101,6 +101,11 @@ impl Timeline {
         self.at(interpolate(log_alpha, &reversed(&self.log_alphas), &reversed(&self.times)))
     }
 
+    /// The point at the share `share` of the way from `from` to `to`, in lambda.
+    pub fn between(&self, from: &Point, to: &Point, share: f32) -> Point {
+        self.at_lambda(from.lambda + share * (to.lambda - from.lambda))
+    }
+
     /// The `steps + 1` points around `steps` steps.
     pub fn grid(&self, skip: Skip, steps: usize) -> Vec<Point> {
         let (start, end) = (self.start(), self.end());
@@ -132,18 +137,18 @@ impl Timeline {
     }
 }
 
-/// `count` numbers from `first` to `last`, exact at both ends.
+/// `count` numbers from `first` to `last`, exact at both ends. Products are not rounded before the
+/// sum: times on the edge between two steps depend on it.
 fn linspace(first: f32, last: f32, count: usize) -> Vec<f32> {
     let step = (last - first) / count.saturating_sub(1).max(1) as f32;
-    (0..count)
-        .map(|i| {
-            if i < count / 2 {
-                first + step * i as f32
-            } else {
-                last - step * (count - 1 - i) as f32
-            }
-        })
-        .collect()
+    let number = |i: usize| {
+        if i < count / 2 {
+            step.mul_add(i as f32, first)
+        } else {
+            (-step).mul_add((count - 1 - i) as f32, last)
+        }
+    };
+    (0..count).map(number).collect()
 }
 
 /// The value at `x` of the line through the points (`xs`, `ys`), by the nearest segment outside;

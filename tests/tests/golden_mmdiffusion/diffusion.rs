@@ -18,7 +18,10 @@ fn process_config(config: &Value) -> Result<DiffusionConfig> {
         Some(name) => serde_json::from_value::<Schedule>(name.into())?,
         None => Schedule::Linear,
     };
-    let steps = ["steps", "T"].iter().find_map(|name| config[name].as_u64()).unwrap_or(1000);
+    let steps = ["steps", "T", "diffusion_steps"]
+        .iter()
+        .find_map(|name| config[name].as_u64())
+        .unwrap_or(1000);
     Ok(DiffusionConfig { steps: usize::try_from(steps)?, schedule, ..DiffusionConfig::default() })
 }
 

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use mmdiffusion::conditioning::{Condition, Given, Guidance, Loss};
+use mmdiffusion::generate::LowResolutionDenoiser;
 use mmdiffusion::samplers::time::{Point, Timeline};
 use mmdiffusion::samplers::{
     Ddim, Ddpm, DpmSolver, Expansion, Method, Run, Skip, Tolerance, singlestep_orders,
@@ -342,18 +343,6 @@ fn forced_shifts(case: &Case, run: &str) -> Result<Vec<Vec<usize>>> {
     Ok(shifts.chunks(blocks.max(1)).map(<[usize]>::to_vec).collect())
 }
 
-/// The network of super-resolution for small pictures.
-struct Enlarging<'a> {
-    network: &'a SuperResolutionUnet,
-    low_res: Tensor,
-}
-
-impl Denoiser<Tensor> for Enlarging<'_> {
-    fn predict(&self, x: &Tensor, model_time: &Tensor, _: usize) -> shared::Result<Tensor> {
-        self.network.forward(x, model_time, &self.low_res)
-    }
-}
-
 /// The loops of super-resolution, in which the frames of a clip share their noise.
 pub fn super_resolution(case: &mut Case, network: &SuperResolutionUnet) -> Result<()> {
     let settings = case.config["ddim"].clone();
@@ -365,7 +354,9 @@ pub fn super_resolution(case: &mut Case, network: &SuperResolutionUnet) -> Resul
         .unsqueeze(1)?
         .broadcast_as((clips, frames, channels, height, width))?
         .reshape((clips * frames, channels, height, width))?;
-    let denoiser = Enlarging { network, low_res: case.tensor("in.low_res")? };
+    let flags = with_overrides(&DiffusionFlags::default(), &case.config["diffusion"])?;
+    let diffusion = DiffusionConfig::from_flags(&flags, network.config().learn_sigma)?;
+    let denoiser = LowResolutionDenoiser { network, low_resolution: case.tensor("in.low_res")? };
     let samplers = [
         ("ddim", Sampler::Ddim(Ddim { spacing: spacing.clone(), ..Ddim::default() })),
         ("ddpm_same_noise", Sampler::Ddpm(Ddpm { spacing, ..Ddpm::default() })),
@@ -373,7 +364,7 @@ pub fn super_resolution(case: &mut Case, network: &SuperResolutionUnet) -> Resul
     for (name, sampler) in samplers {
         let run = Run {
             denoiser: &denoiser,
-            diffusion: &DiffusionConfig::super_resolution(),
+            diffusion: &diffusion,
             condition: None,
             // The reference adds the noise that it starts with at every step.
             noise: &mut |_| Ok(noise.clone()),
