@@ -100,9 +100,9 @@ pub trait State: Clone {
     /// [`Error::NonFinite`] naming the modality and `place`.
     fn check_finite(&self, place: impl FnOnce() -> String) -> Result<()> {
         for (modality, tensor) in self.tensors() {
-            // Any NaN or infinity makes the sum of x - x one.
-            let sum = (tensor - tensor)?.sum_all()?.to_scalar::<f32>()?;
-            if !sum.is_finite() {
+            // Nothing times NaN or infinity is NaN.
+            let sum = tensor.affine(0.0, 0.0)?.sum_all()?.to_scalar::<f32>()?;
+            if sum.is_nan() {
                 return Err(Error::NonFinite {
                     what: format!("the {} {}", modality.name(), place()),
                 });

@@ -15,7 +15,7 @@ use shared::{Error, Result};
 
 pub use continuation::Continuation;
 pub use memory::{Needs, batch_within, coupled_needs, super_resolution_needs};
-pub use upscale::{LowResolutionDenoiser, Upscaler};
+pub use upscale::{LowResolutionDenoiser, OnFrames, Upscaler};
 
 use crate::conditioning::{Given, Guidance};
 use crate::config::UnetConfig;

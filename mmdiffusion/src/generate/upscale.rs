@@ -43,6 +43,9 @@ pub struct Upscaler<'a> {
     pub device: Device,
 }
 
+/// Told the frames that are computed, and each step.
+pub type OnFrames<'a> = dyn FnMut(Range<usize>, &Step<Tensor>) -> Result<()> + 'a;
+
 impl Upscaler<'_> {
     /// The published sampler: DDIM in 25 steps.
     pub fn default_sampler() -> Sampler {
@@ -50,17 +53,12 @@ impl Upscaler<'_> {
     }
 
     /// The frames `video [F, 3, h, w]` of sample number `sample`, enlarged as much as the network was
-    /// trained to. `observe` is told the frames that are computed and each step.
+    /// trained to. `observe` is told each step.
     ///
     /// # Errors
     /// Those of [`Sampler::sample`] and of `observe`, which ends the work;
     /// [`Error::Shape`] when the frames do not fit the network.
-    pub fn upscale(
-        &self,
-        sample: u64,
-        video: &Tensor,
-        observe: &mut dyn FnMut(Range<usize>, &Step<Tensor>) -> Result<()>,
-    ) -> Result<Tensor> {
+    pub fn upscale(&self, sample: u64, video: &Tensor, observe: &mut OnFrames) -> Result<Tensor> {
         let config = self.network.config();
         let (frames, channels, height, width) = video.dims4()?;
         let enlarged = |size: usize| size * config.large_size / config.small_size.max(1);
