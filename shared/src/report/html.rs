@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::plot::Plot;
+use super::sound::{SoundFigure, data_uri};
 use super::svg::escape;
 use super::table::Table;
 use crate::{Result, files};
@@ -30,6 +31,8 @@ th,td{padding:.3rem 1.4rem .3rem 0;text-align:left;border-bottom:1px solid var(-
 th{color:var(--faint);font-weight:600}\n.number{text-align:right;white-space:nowrap}\n\
 figure{margin:1.2rem 0;break-inside:avoid}\nfigcaption{color:var(--faint);font-size:.9rem}\n\
 svg.plot{max-width:100%;height:auto}\n\
+.clip{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}\n\
+.clip>:first-child{width:16rem;max-width:100%}\n.clip>:last-child{flex:1 1 24rem}\n\
 pre{overflow-x:auto;padding:.8rem;border:1px solid var(--rule)}\n\
 @media print{body{max-width:none;margin:0}pre{white-space:pre-wrap;overflow-wrap:anywhere}h2{break-after:avoid}tr{break-inside:avoid}}\n";
 
@@ -96,6 +99,18 @@ impl Page {
             self.body += &format!("<figcaption>{}</figcaption>\n", escape(caption));
         }
         self.body += "</figure>\n";
+    }
+
+    /// A video or picture to look at and listen to, the file `bytes` of a type such as `video/mp4`,
+    /// with its sound beside it.
+    pub fn clip(&mut self, bytes: &[u8], media_type: &str, sound: Option<&SoundFigure>) {
+        let source = data_uri(bytes, &escape(media_type));
+        let shown = match media_type.starts_with("video/") {
+            true => format!("<video controls=\"\" loop=\"\" src=\"{source}\"></video>"),
+            false => format!("<img alt=\"\" src=\"{source}\"/>"),
+        };
+        let figure = sound.map_or_else(String::new, SoundFigure::svg);
+        self.body += &format!("<div class=\"clip\">\n{shown}\n<div>{figure}</div>\n</div>\n");
     }
 
     /// The page as an HTML document.
@@ -171,6 +186,19 @@ mod tests {
         }
         // The name of the SVG namespace, of each plot.
         assert_eq!(page.matches("://").count(), 2);
+    }
+
+    #[test]
+    fn clips_are_inside_the_page() {
+        let mut page = Page::new("clips");
+        page.clip(b"bytes", "video/mp4", None);
+        page.clip(b"bytes", "image/gif\"><script>", None);
+        let html = page.html();
+        structure(&html);
+        assert!(
+            html.contains("<video controls=\"\" loop=\"\" src=\"data:video/mp4;base64,Ynl0ZXM=\">")
+        );
+        assert!(!html.contains("<script"));
     }
 
     proptest! {

@@ -7,6 +7,7 @@ mod layout;
 mod plot;
 mod progress;
 mod scale;
+mod sound;
 mod svg;
 mod table;
 
@@ -15,4 +16,5 @@ pub use html::Page;
 pub use plot::Plot;
 pub use progress::Progress;
 pub use scale::Axis;
+pub use sound::SoundFigure;
 pub use table::Table;
