@@ -1,11 +1,13 @@
 //! MM-Diffusion (Ruan et al., CVPR 2023): joint diffusion of sound and picture.
 
 pub mod bench;
+pub mod clip;
 pub mod conditioning;
 pub mod config;
 pub mod cost;
 pub mod demo_data;
 pub mod diffusion;
+pub mod gallery;
 pub mod generate;
 pub mod layers;
 pub mod model_file;
@@ -19,6 +21,7 @@ pub mod time_embedding;
 pub mod training;
 pub mod unet;
 
+pub use clip::{Clip, ClipFormat, Rates};
 pub use config::{DiffusionFlags, SuperResolutionConfig, UnetConfig};
 pub use diffusion::{Diffusion, DiffusionConfig, Spacing};
 pub use model_file::{ModelCard, ModelFile};

@@ -24,7 +24,7 @@ use crate::media::audio::Waveform;
 use crate::media::image::{Frames, Letterbox};
 
 pub use mp4::{h264_encoder, write_mp4};
-pub use read::read_clip;
+pub use read::{read_clip, read_comment};
 
 /// What is taken from a file, and in which form.
 #[derive(Clone, Debug)]

@@ -56,6 +56,16 @@ pub fn read_clip(path: &Path, options: &ClipOptions, limits: &Limits) -> Result<
     }
 }
 
+/// The comment that a media file holds, if any.
+///
+/// # Errors
+/// As [`read_clip`].
+pub fn read_comment(path: &Path) -> Result<Option<String>> {
+    let (file, _) = open_regular(path)?;
+    let input = ffmpeg::open(path, file, "video")?;
+    Ok(input.metadata().get("comment").map(str::to_owned))
+}
+
 impl ClipOptions {
     fn check(&self) -> Result<()> {
         let finite = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
