@@ -48,7 +48,10 @@ fn all_refused(place: &Workplace, cases: &[(Vec<&str>, &[&str])]) {
     for (arguments, words) in cases {
         let run = place.run(arguments);
         let shown = format!("{arguments:?}: {}", run.stderr);
-        assert!(words.iter().all(|word| run.stderr.contains(word)), "{words:?} are not all in {shown}");
+        assert!(
+            words.iter().all(|word| run.stderr.contains(word)),
+            "{words:?} are not all in {shown}"
+        );
         run.failure(2, &[]);
         assert_eq!(files_below(&place.path("out")), [""; 0], "{shown}");
     }
@@ -85,7 +88,8 @@ fn models_of_another_kind_or_shape_are_named() {
     assert_ne!(card, model.metadata["mmdiffusion"]);
     let metadata = BTreeMap::from([("mmdiffusion".to_owned(), card)]);
     safetensors::write(&place.path("other.safetensors"), &model.tensors, &metadata, false).unwrap();
-    safetensors::write(&place.path("bare.safetensors"), &model.tensors, &BTreeMap::new(), false).unwrap();
+    safetensors::write(&place.path("bare.safetensors"), &model.tensors, &BTreeMap::new(), false)
+        .unwrap();
     let bytes = std::fs::read(&path).unwrap();
     place.write("cut.safetensors", &bytes[..bytes.len() / 2]);
     place.write("empty.safetensors", "");
@@ -97,7 +101,10 @@ fn models_of_another_kind_or_shape_are_named() {
     all_refused(
         &place,
         &[
-            (generate("other.safetensors"), &["other.safetensors", "time_embed.0.bias", "expected [64], found [32]"]),
+            (
+                generate("other.safetensors"),
+                &["other.safetensors", "time_embed.0.bias", "expected [64], found [32]"],
+            ),
             (generate("bare.safetensors"), &["bare.safetensors", "convert"]),
             (generate("cut.safetensors"), &["cut.safetensors"]),
             (generate("empty.safetensors"), &["empty.safetensors", "empty"]),
@@ -114,8 +121,7 @@ fn models_of_another_kind_or_shape_are_named() {
 fn weights_that_make_no_numbers_stop_with_step_and_sampler() {
     let place = workplace();
     let mut tensors = tiny::tensors(&tiny::coupled());
-    let (name, weight) =
-        tensors.iter().find(|(name, _)| name.starts_with("video_out.2")).unwrap();
+    let (name, weight) = tensors.iter().find(|(name, _)| name.starts_with("video_out.2")).unwrap();
     let (name, huge) = (name.clone(), weight.affine(1e38, 1e38).unwrap());
     tensors.insert(name.clone(), huge);
     tiny::write(&place.path("huge.safetensors"), tiny::coupled(), &tensors);
@@ -135,7 +141,10 @@ fn weights_that_make_no_numbers_stop_with_step_and_sampler() {
     tiny::write(&place.path("nan.safetensors"), tiny::coupled(), &tensors);
     all_refused(
         &place,
-        &[(vec!["generate", "--model", "nan.safetensors", "--out", "out"], &["nan.safetensors", &name])],
+        &[(
+            vec!["generate", "--model", "nan.safetensors", "--out", "out"],
+            &["nan.safetensors", &name],
+        )],
     );
 }
 
@@ -163,7 +172,10 @@ fn sizes_that_no_clip_can_have_are_refused() {
             (generate(&["--memory-limit", "-1"]), &["-1"]),
             (generate(&["--threads", "0"]), &["--threads"]),
             (generate(&["--device", "gpu"]), &["gpu", "cpu"]),
-            (vec!["generate", "--model", "model.safetensors", "--out", "out", "--steps", "0"], &["step"]),
+            (
+                vec!["generate", "--model", "model.safetensors", "--out", "out", "--steps", "0"],
+                &["step"],
+            ),
         ],
     );
     // Sizes that work upstream work here: sound that does not divide among the frames, and pictures
@@ -192,8 +204,16 @@ fn files_that_lack_what_is_needed_are_named() {
     let go_on = |file: &'static str, more: &[&'static str]| with(&["continue", file], more);
     let upscale = |file| vec!["upscale", file, "--model", "large.safetensors", "--out", "out"];
     let adaptive = [
-        "video2audio", "both.mp4", "--model", "model.safetensors", "--out", "out", "--guidance", "1",
-        "--sampler", "dpm_solver++_adaptive",
+        "video2audio",
+        "both.mp4",
+        "--model",
+        "model.safetensors",
+        "--out",
+        "out",
+        "--guidance",
+        "1",
+        "--sampler",
+        "dpm_solver++_adaptive",
     ];
     all_refused(
         &place,
@@ -227,8 +247,7 @@ fn files_that_lack_what_is_needed_are_named() {
 fn a_full_disk_and_closed_folders_leave_nothing_half_written() {
     let place = workplace();
     for out in ["/dev/full", "/dev/null", "model.safetensors", "/proc/out"] {
-        let arguments =
-            ["generate", "--model", "model.safetensors", "--steps", "2", "--out", out];
+        let arguments = ["generate", "--model", "model.safetensors", "--steps", "2", "--out", out];
         place.run(arguments).failure(2, &[out]);
     }
     // A limit on the size of files stands for a full disk: writing fails in the midst of a file.
@@ -237,11 +256,8 @@ fn a_full_disk_and_closed_folders_leave_nothing_half_written() {
         "trap '' XFSZ; ulimit -f 8; exec {:?} generate --model model.safetensors --steps 2 --out out",
         tool
     );
-    let output = Command::new("bash")
-        .args(["-c", &limited])
-        .current_dir(place.path(""))
-        .output()
-        .unwrap();
+    let output =
+        Command::new("bash").args(["-c", &limited]).current_dir(place.path("")).output().unwrap();
     let run = Run::of(output).failure(2, &["sample-00000", "no clip is finished"]);
     let left = files_below(&place.path("out"));
     // The video is small enough and was written whole before; of the tensors there is nothing.

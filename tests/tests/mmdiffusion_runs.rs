@@ -93,7 +93,8 @@ fn an_interrupt_leaves_whole_clips_and_the_same_command_goes_on() {
 #[test]
 fn previews_and_progress_are_shown() {
     let place = workplace();
-    let more = ["--steps", "4", "--preview", "2", "--num", "2", "--batch", "2", "--sampler", "ddim"];
+    let more =
+        ["--steps", "4", "--preview", "2", "--num", "2", "--batch", "2", "--sampler", "ddim"];
     let run = place.run(generate("out", &more)).success();
     assert!(run.stderr.contains("8 steps") || run.stderr.contains("8 of 8"), "{}", run.stderr);
     assert_eq!(

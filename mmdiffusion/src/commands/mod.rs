@@ -10,9 +10,11 @@ mod gallery;
 mod generate;
 mod given;
 mod info;
+mod make_demo_data;
 mod model;
 mod progress;
 mod sampling;
+mod train;
 mod upscale;
 mod video2audio;
 
@@ -33,6 +35,10 @@ pub enum Command {
     Upscale(upscale::Options),
     /// Show all clips of a folder in one page, with the waveforms and spectrograms of their sound
     Gallery(gallery::Options),
+    /// Train a network of your own on clips
+    Train(train::Options),
+    /// Make clips of bouncing balls, each impact heard: something to train on and to try things with
+    MakeDemoData(make_demo_data::Options),
     /// Describe a model: network, sizes, parameters, operations, diffusion, hash
     Info(info::Options),
     /// Turn published weights into a model
@@ -52,6 +58,8 @@ pub fn run(command: Command, common: &Common) -> anyhow::Result<()> {
         Command::Continue(options) => extend::run(&options, common),
         Command::Upscale(options) => upscale::run(&options, common),
         Command::Gallery(options) => gallery::run(&options, common),
+        Command::Train(options) => train::run(&options, common),
+        Command::MakeDemoData(options) => make_demo_data::run(&options, common),
         Command::Info(options) => info::run(&options, common),
         Command::Convert(options) => convert::run(&options, common),
         Command::Bench(options) => bench::run(&options, common),
