@@ -128,6 +128,16 @@ impl Sampler {
         }
     }
 
+    /// Most evaluations of the network in one step.
+    pub fn evaluations_per_step(&self) -> usize {
+        match self {
+            Self::DpmSolver(DpmSolver { method: Method::Multistep, .. }) => 1,
+            Self::DpmSolver(settings) => settings.order,
+            Self::Heun(_) => 2,
+            Self::Ddpm(_) | Self::Ddim(_) | Self::UniPc(_) => 1,
+        }
+    }
+
     /// Whether the steps that it makes for a clip depend on the other clips of the batch.
     pub fn is_adaptive(&self) -> bool {
         matches!(self, Self::DpmSolver(DpmSolver { method: Method::Adaptive(_), .. }))
