@@ -156,8 +156,8 @@ impl Clip {
         origin: &str,
         force: bool,
     ) -> Result<()> {
-        let paths = formats.iter().map(|format| format.path(folder, name));
-        paths.map(|path| check_output(&path, force)).collect::<Result<()>>()?;
+        let mut paths = formats.iter().map(|format| format.path(folder, name));
+        paths.try_for_each(|path| check_output(&path, force))?;
         for format in formats {
             let path = format.path(folder, name);
             match format {

@@ -49,7 +49,7 @@ pub fn tensors(network: &NetworkConfig) -> BTreeMap<String, Tensor> {
         let mut noise = vec![0.0; tensor.elem_count()];
         Stream::new(1, name, 0).fill_normal(&mut noise);
         let noise = Tensor::from_vec(noise, tensor.dims(), &Device::Cpu)
-            .and_then(|noise| tensor.as_ref() + noise.affine(0.05, 0.0)?);
+            .and_then(|noise| &*tensor + noise.affine(0.05, 0.0)?);
         *tensor = noise.unwrap_or_else(|error| panic!("{error}"));
     }
     tensors

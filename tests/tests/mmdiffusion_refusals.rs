@@ -127,7 +127,7 @@ fn weights_that_make_no_numbers_stop_with_step_and_sampler() {
     tiny::write(&place.path("huge.safetensors"), tiny::coupled(), &tensors);
     let run = |sampler| {
         let model = ["--model", "huge.safetensors", "--sampler", sampler, "--out", "out"];
-        vec![&["generate", "--steps", "3"][..], &model].concat()
+        [&["generate", "--steps", "3"][..], &model].concat()
     };
     all_refused(
         &place,

@@ -13,7 +13,7 @@ use crate::media::image::{Picture, png_bytes};
 /// The figure in pixels, and the margins of its two parts.
 const WIDTH: f64 = 640.0;
 const LEFT: f64 = 52.0;
-const RIGHT: f64 = 10.0;
+const RIGHT: f64 = 20.0;
 const TOP: f64 = 8.0;
 const WAVEFORM_HEIGHT: f64 = 70.0;
 const GAP: f64 = 10.0;
