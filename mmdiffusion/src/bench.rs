@@ -56,7 +56,7 @@ pub fn measure(
     }
     let gflop = 1e-9 * cost::flop(config)? as f64 * batch as f64;
     let weights_mb = 4e-6 * config.parameters()? as f64;
-    let network = config.random(precision, device)?;
+    let network = config.random(precision, device)?.compact()?;
     let evaluation = Evaluation::new(&network, batch, device)?;
     let before = peak_gflop_per_s(device, PEAK_RUNS)?;
     let seconds = median(&times_s(runs, || evaluation.run())?);

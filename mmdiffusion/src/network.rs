@@ -31,6 +31,20 @@ pub enum Network {
     SuperResolution(Box<SuperResolutionUnet>),
 }
 
+impl Network {
+    /// The network with its weights in the one form that the products read: less memory, and no
+    /// gradients.
+    ///
+    /// # Errors
+    /// When the network can be trained.
+    pub fn compact(self) -> Result<Self> {
+        Ok(match self {
+            Self::Coupled(network) => Self::Coupled(Box::new(network.compact()?)),
+            Self::SuperResolution(network) => Self::SuperResolution(Box::new(network.compact()?)),
+        })
+    }
+}
+
 impl NetworkConfig {
     /// What kind of network it is, in words.
     pub fn kind(&self) -> &'static str {

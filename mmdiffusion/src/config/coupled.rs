@@ -201,8 +201,8 @@ impl UnetConfig {
             ("num_heads", self.num_heads),
             ("num_head_channels", self.num_head_channels.unwrap_or(1)),
         ] {
-            if !(1..=1 << 16).contains(&value) {
-                return Err(wrong(format!("{name} is {value}, expected 1 to 65536")));
+            if !(1..=1 << 12).contains(&value) {
+                return Err(wrong(format!("{name} is {value}, expected 1 to 4096")));
             }
         }
         if !(0.0..1.0).contains(&self.dropout) {
@@ -216,15 +216,15 @@ impl UnetConfig {
                 factors.len()
             )));
         }
-        if let Some(window) =
-            factors.iter().filter_map(|at| self.window(*at)).find(|window| *window > self.frames())
-        {
+        let levels = self.level_channels()?;
+        let used = (0..levels.len()).filter_map(|level| self.window(1 << level));
+        if let Some(window) = used.max().filter(|window| *window > self.frames()) {
             return Err(wrong(format!(
                 "cross_attention_windows has {window} frames, the video only {}",
                 self.frames()
             )));
         }
-        self.check_heads(&self.level_channels()?)
+        self.check_heads(&levels)
     }
 
     fn check_heads(&self, levels: &[usize]) -> Result<()> {

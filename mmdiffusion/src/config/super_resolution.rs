@@ -167,8 +167,8 @@ impl SuperResolutionConfig {
             ("num_heads_upsample", self.num_heads_upsample.unwrap_or(1)),
             ("num_head_channels", self.num_head_channels.unwrap_or(1)),
         ] {
-            if !(1..=1 << 16).contains(&value) {
-                return Err(wrong(format!("{name} is {value}, expected 1 to 65536")));
+            if !(1..=1 << 12).contains(&value) {
+                return Err(wrong(format!("{name} is {value}, expected 1 to 4096")));
             }
         }
         if !(0.0..1.0).contains(&self.dropout) {

@@ -52,6 +52,21 @@ impl Block {
         plans.iter().enumerate().map(layer).collect::<Result<_>>().map(Self)
     }
 
+    /// See [`Conv2d::compact`].
+    pub(super) fn compact(&mut self) -> Result<()> {
+        self.0.iter_mut().try_for_each(|layer| match layer {
+            Layer::Residual(block) => {
+                let ResidualBlock { in_conv, out_conv, skip, .. } = &mut **block;
+                [in_conv, out_conv].into_iter().chain(skip).try_for_each(Conv2d::compact)
+            }
+            Layer::Attention(Attention { qkv, projection, .. }) => {
+                qkv.compact()?;
+                projection.compact()
+            }
+            Layer::Down(conv) | Layer::Up(conv) => conv.compact(),
+        })
+    }
+
     /// The result for `x [B, C, H, W]` and the activated embedding `[B, width]`.
     pub(super) fn forward(&self, x: Tensor, embedding: &Tensor) -> Result<Tensor> {
         self.0.iter().try_fold(x, |x, layer| match layer {

@@ -33,6 +33,12 @@ impl SelfAttention {
         })
     }
 
+    /// See [`shared::nn::Conv::compact`].
+    pub(super) fn compact(&mut self) -> Result<()> {
+        self.qkv.compact()?;
+        self.projection.compact()
+    }
+
     /// The result for `x [B, C, T]`, in which the `T` tokens of each item attend to each other.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let normal = normalise(x, &self.norm, false, None, Activation::Identity)?;
@@ -83,6 +89,12 @@ impl VideoAttention {
         let spatial = SelfAttention::new(&layers.at("spatial_attention_block"), channels, heads)?;
         let temporal = SelfAttention::new(&layers.at("temporal_attention_block"), channels, heads)?;
         Ok(Self { spatial, temporal })
+    }
+
+    /// See [`shared::nn::Conv::compact`].
+    pub(super) fn compact(&mut self) -> Result<()> {
+        self.spatial.compact()?;
+        self.temporal.compact()
     }
 
     /// The result for `x [B, F, C, H, W]`.

@@ -59,6 +59,15 @@ impl CrossAttention {
         self.plan.shifts
     }
 
+    /// See [`shared::nn::Conv::compact`].
+    pub(super) fn compact(&mut self) -> Result<()> {
+        for side in [&mut self.video, &mut self.audio] {
+            side.qkv.compact()?;
+            side.projection.compact()?;
+        }
+        Ok(())
+    }
+
     /// The result for `x`, with windows that begin `shift` frames after the frame that attends.
     pub fn forward(&self, x: Pair, shift: usize) -> Result<Pair> {
         let Pair { video, audio } = x;

@@ -108,6 +108,24 @@ impl CoupledUnet {
         })
     }
 
+    /// The network with its weights in the one form that the products read: less memory, and no
+    /// gradients.
+    ///
+    /// # Errors
+    /// When the network can be trained.
+    pub fn compact(mut self) -> Result<Self> {
+        self.stem.iter_mut().try_for_each(Convolution::compact)?;
+        self.heads.iter_mut().try_for_each(|head| head.conv.compact())?;
+        let middle = std::iter::once(&mut self.middle);
+        for block in self.input.iter_mut().chain(middle).chain(&mut self.output) {
+            block.0.iter_mut().try_for_each(|layer| match layer {
+                Layer::Residual(block) => block.compact(),
+                Layer::Cross(attention) => attention.compact(),
+            })?;
+        }
+        Ok(self)
+    }
+
     /// The network's settings.
     pub fn config(&self) -> &UnetConfig {
         &self.config
@@ -264,4 +282,130 @@ fn joined(x: Pair, skip: Pair) -> Result<Pair> {
         video: Tensor::cat(&[x.video, skip.video], Modality::Video.channel_axis())?,
         audio: Tensor::cat(&[x.audio, skip.audio], Modality::Audio.channel_axis())?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use candle_core::{DType, Device, Var};
+    use shared::rng::Stream;
+
+    use super::*;
+
+    fn config() -> UnetConfig {
+        UnetConfig {
+            video_size: [3, 3, 8, 4],
+            audio_size: [1, 40],
+            num_channels: 32,
+            num_res_blocks: 1,
+            num_head_channels: Some(16),
+            channel_mult: vec![1, 1],
+            cross_attention_resolutions: vec![1, 2],
+            cross_attention_windows: vec![1, 2],
+            video_attention_resolutions: vec![2],
+            audio_attention_resolutions: vec![1],
+            ..UnetConfig::published()
+        }
+    }
+
+    fn normal(index: u64, dims: &[usize]) -> Tensor {
+        let mut values = vec![0.0; dims.iter().product()];
+        Stream::new(0, "test", index).fill_normal(&mut values);
+        Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+    }
+
+    /// A network in which no layer is 0.
+    fn network() -> CoupledUnet {
+        let fresh = Weights::fresh(1, DType::F32, &Device::Cpu);
+        CoupledUnet::new(&config(), &fresh, Precision::F32).unwrap();
+        let tensors: BTreeMap<String, Tensor> = fresh
+            .state()
+            .into_iter()
+            .enumerate()
+            .map(|(i, (name, tensor))| {
+                let noise = (normal(i as u64, tensor.dims()) * 0.05).unwrap();
+                (name, (tensor.as_detached_tensor() + noise).unwrap())
+            })
+            .collect();
+        let path = Path::new("test");
+        let weights = Weights::loaded(tensors, path, false, DType::F32, &Device::Cpu);
+        CoupledUnet::new(&config(), &weights, Precision::F32).unwrap()
+    }
+
+    fn clips(batch: usize) -> Pair {
+        Pair { video: normal(7, &[batch, 3, 3, 8, 4]), audio: normal(8, &[batch, 1, 40]) }
+    }
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn a_clip_does_not_depend_on_its_batch() {
+        let network = network();
+        let shifts = network.largest_shifts(3);
+        let time = Tensor::new(&[3.0f32, 700.0], &Device::Cpu).unwrap();
+        let both = network.forward(&clips(2), &time, &shifts).unwrap();
+        for item in 0..2 {
+            let part = |x: &Tensor| x.narrow(0, item, 1).unwrap();
+            let x = clips(2);
+            let x = Pair { video: part(&x.video), audio: part(&x.audio) };
+            let alone = network.forward(&x, &part(&time), &shifts).unwrap();
+            assert!(largest_difference(&alone.video, &part(&both.video)) < 1e-5);
+            assert!(largest_difference(&alone.audio, &part(&both.audio)) < 1e-5);
+        }
+        let unshifted = network.forward(&clips(2), &time, &vec![0; shifts.len()]).unwrap();
+        assert!(largest_difference(&unshifted.video, &both.video) > 1e-4);
+    }
+
+    #[test]
+    fn gradients_reach_both_modalities_unless_the_network_is_compact() {
+        let network = network();
+        let x = clips(1);
+        let [video, audio] = [x.video, x.audio].map(|x| Var::from_tensor(&x).unwrap());
+        let x = Pair { video: video.as_tensor().clone(), audio: audio.as_tensor().clone() };
+        let time = Tensor::new(&[3.0f32], &Device::Cpu).unwrap();
+        let shifts = network.largest_shifts(3);
+        let y = network.forward(&x, &time, &shifts).unwrap();
+        // The sound depends on the picture by attention alone.
+        let gradients = y.audio.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        for of in [&video, &audio] {
+            let gradient = gradients.get(of).unwrap();
+            assert!(largest_difference(gradient, &gradient.zeros_like().unwrap()) > 1e-6);
+        }
+        let error = network.compact().unwrap().forward(&x, &time, &shifts).unwrap_err();
+        assert!(error.to_string().contains("gradient"), "{error}");
+    }
+
+    #[test]
+    fn unusable_inputs_are_refused() {
+        let network = network();
+        let time = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
+        let refusal = |video: &[usize], audio: &[usize], shifts: &[usize]| {
+            let x = Pair { video: normal(0, video), audio: normal(0, audio) };
+            network.forward(&x, &time, shifts).unwrap_err().to_string()
+        };
+        let shifts = network.largest_shifts(3);
+        let (video, audio): (&[usize], &[usize]) = (&[1, 3, 3, 8, 4], &[1, 1, 40]);
+        for (video, audio, shifts, reason) in [
+            (&[1, 3, 3, 7, 4][..], audio, &shifts[..], "multiples of 2"),
+            (&[1, 0, 3, 8, 4], audio, &shifts, "video of the network"),
+            (&[1, 3, 1, 8, 4], audio, &shifts, "[B, F, 3, H, W]"),
+            (video, &[1, 1, 42], &shifts, "multiple of 4"),
+            (video, &[2, 1, 40], &shifts, "[1, 1, L]"),
+            (video, &[1, 1, 0], &shifts, "audio of the network"),
+            (video, audio, &shifts[1..], "window shifts"),
+            (video, audio, &[9; 6], "window shifts"),
+            // One sample for each of three frames is needed at the lower level.
+            (video, &[1, 1, 8], &shifts, "too few for 3 frames"),
+            // The window of two frames does not fit in one.
+            (&[1, 1, 3, 8, 4], audio, &[0; 6], "does not fit"),
+        ] {
+            let refusal = refusal(video, audio, shifts);
+            assert!(refusal.contains(reason), "{video:?} {audio:?} {shifts:?}: {refusal}");
+        }
+    }
 }

@@ -86,6 +86,18 @@ impl Convolution {
         }
     }
 
+    /// See [`shared::nn::Conv::compact`].
+    pub(super) fn compact(&mut self) -> Result<()> {
+        match self {
+            Self::FramesThenTime(spatial, temporal) => {
+                spatial.compact()?;
+                temporal.compact()
+            }
+            Self::Video(conv) => conv.compact(),
+            Self::Audio(conv) => conv.compact(),
+        }
+    }
+
     /// The result, in the layout of `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
@@ -93,7 +105,7 @@ impl Convolution {
                 let spatial = spatial.forward_of_frames(&x.transpose(1, 2)?)?;
                 Ok(temporal.forward_over_frames(&spatial)?.transpose(1, 2)?)
             }
-            Self::Video(conv) if conv.weight().dims()[2..] == [1, 1, 1] => {
+            Self::Video(conv) if conv.kernel() == [1; 3] => {
                 // Frames take the place of batch items.
                 let (batch, frames, channels, height, width) = x.dims5()?;
                 let items = x.reshape((batch * frames, channels, 1, height, width))?;

@@ -37,6 +37,16 @@ impl ResidualBlock {
         })
     }
 
+    /// See [`shared::nn::Conv::compact`].
+    pub(super) fn compact(&mut self) -> Result<()> {
+        for branch in [&mut self.video, &mut self.audio] {
+            let Branch { in_conv, out_conv, skip, .. } = branch;
+            [in_conv, out_conv].into_iter().chain(skip).try_for_each(Convolution::compact)?;
+        }
+        self.video_attention.iter_mut().try_for_each(VideoAttention::compact)?;
+        self.audio_attention.iter_mut().try_for_each(SelfAttention::compact)
+    }
+
     /// The result for `x` and the activated embedding `[B, width]`.
     pub fn forward(&self, x: Pair, embedding: &Tensor) -> Result<Pair> {
         let modulation = self.modulator.forward(embedding)?;

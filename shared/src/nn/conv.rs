@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::functional::{self, ConvOptions, ConvTranspose1dOptions, Precision};
 use super::kept::Kept;
 use super::{BatchNorm1d, Init, Weights};
 use crate::kernels::conv::{Packed, convolve_with};
 use crate::kernels::epilogue::After;
+use crate::kernels::narrow::check_no_gradient;
 use crate::{Error, Result};
 
 /// Convolution over `D` dimensions. Parameters: `weight` `[O, C/g, ..]`, `bias` `[O]`.
 #[derive(Clone, Debug)]
 pub struct Conv<const D: usize> {
+    /// Of a compact layer, only the shape.
     weight: Tensor,
+    is_compact: bool,
     bias: Option<Tensor>,
     options: ConvOptions<D>,
     /// Shared by the layer's clones.
@@ -46,7 +49,7 @@ impl<const D: usize> Conv<D> {
         let init = Init::fan_in(shape[1..].iter().product());
         let weight = weights.parameter("weight", shape, init)?;
         let bias = bias.then(|| weights.parameter("bias", out_channels, init)).transpose()?;
-        Ok(Self { weight, bias, options, kept: Arc::default() })
+        Ok(Self { weight, is_compact: false, bias, options, kept: Arc::default() })
     }
 
     /// The layer with its products computed in `precision`. Only layers that cannot be trained
@@ -57,6 +60,26 @@ impl<const D: usize> Conv<D> {
     pub fn with_precision(self, precision: Precision) -> Result<Self> {
         let kept = Arc::new(Kept::new(precision, &self.weight, self.bias.as_ref())?);
         Ok(Self { kept, ..self })
+    }
+
+    /// Makes the layer let go of its weight but for the one form that products read, which is packed
+    /// now and serves inputs of all sizes: less memory, for layers that mostly see large inputs. A
+    /// compact layer gives no gradient to its input.
+    ///
+    /// # Errors
+    /// When the layer can be trained.
+    pub fn compact(&mut self) -> Result<()> {
+        check_no_gradient([Some(&self.weight), self.bias.as_ref()])?;
+        let is_packed = self.weight.device().is_cpu() && self.weight.dtype() != DType::F64;
+        if !is_packed || self.is_compact {
+            return Ok(());
+        }
+        let packed = Packed::whole(&self.weight, &self.options, self.precision())?;
+        self.kept = Arc::new(Kept::holding(self.precision(), packed));
+        let zero = Tensor::zeros((), self.weight.dtype(), self.weight.device())?;
+        self.weight = zero.broadcast_as(self.weight.shape())?;
+        self.is_compact = true;
+        Ok(())
     }
 
     /// What the products are computed in.
@@ -89,9 +112,14 @@ impl<const D: usize> Conv<D> {
         self.convolve(x, After { residual: Some(residual), ..After::default() })
     }
 
-    /// The weight `[O, C/g, ..]`.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
+    /// The weight `[O, C/g, ..]`; none of a compact layer.
+    pub fn weight(&self) -> Option<&Tensor> {
+        (!self.is_compact).then_some(&self.weight)
+    }
+
+    /// Sizes of the kernel.
+    pub fn kernel(&self) -> [usize; D] {
+        std::array::from_fn(|axis| self.weight.dims()[2 + axis])
     }
 
     /// The bias `[O]`.
@@ -150,7 +178,9 @@ impl Conv1d {
             groups,
             activation,
         };
-        self.convolve_as(x, &self.weight.unsqueeze(3)?.unsqueeze(4)?, &options, after)
+        // Where frames and pixels lie in order, the frames are a signal.
+        let weight = self.weight.unsqueeze(3)?.unsqueeze(4)?;
+        self.convolve_as(&x.contiguous()?, &weight, &options, after)
     }
 }
 

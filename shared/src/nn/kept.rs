@@ -37,6 +37,11 @@ impl<P> Kept<P> {
         Ok(Self { precision, packed: OnceLock::new() })
     }
 
+    /// For a layer whose weight is `packed` already.
+    pub fn holding(precision: Precision, packed: P) -> Self {
+        Self { precision, packed: OnceLock::from(packed) }
+    }
+
     /// The precision.
     pub fn precision(&self) -> Precision {
         self.precision
@@ -109,7 +114,8 @@ mod tests {
         let signals = Conv1d::new(&weights.at("1"), 96, 102, [3], true, options()).unwrap();
         for length in [2, 9, 600] {
             let x = normal(&[2, 96, length]);
-            let expected = conv1d(&x, signals.weight(), signals.bias(), &options()).unwrap();
+            let expected =
+                conv1d(&x, signals.weight().unwrap(), signals.bias(), &options()).unwrap();
             for layer in [&signals, &signals, &signals.clone()] {
                 let found = layer.forward(&x).unwrap();
                 assert_eq!(check::to_vec(&found), check::to_vec(&expected), "{length}");
@@ -120,7 +126,7 @@ mod tests {
         let pictures = pictures.unwrap();
         for width in [1, 30] {
             let x = normal(&[2, 64, 10, width]);
-            let expected = conv2d(&x, pictures.weight(), None, &options).unwrap();
+            let expected = conv2d(&x, pictures.weight().unwrap(), None, &options).unwrap();
             for layer in [&pictures, &pictures] {
                 let found = layer.forward(&x).unwrap();
                 assert_eq!(check::to_vec(&found), check::to_vec(&expected), "{width}");
@@ -174,6 +180,64 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn compact_layers_give_the_same_and_no_gradients() {
+        let origin = Path::new("test");
+        let weights = Weights::loaded([].into(), origin, false, DType::F32, &Device::Cpu);
+        let close = |found: &Tensor, expected: &Tensor, what: &str| {
+            let (found, expected) = (check::to_vec(found), check::to_vec(expected));
+            assert_eq!(found.len(), expected.len());
+            let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+            assert!(largest.fold(0.0, f64::max) < 1e-5, "{what}");
+        };
+        // Sizes at which whole layers have other forms, and videos with frames behind channels.
+        for (i, (channels, dilation, kernel)) in
+            [(96, 1, 3), (96, 5, 3), (20, 2, 3), (70, 1, 1)].into_iter().enumerate()
+        {
+            let span = dilation * (kernel / 2);
+            let options = ConvOptions {
+                dilation: [dilation],
+                padding: [(span, span)],
+                activation: Activation::Silu,
+                ..Default::default()
+            };
+            let at = weights.at(format!("1.{i}"));
+            let whole = Conv1d::new(&at, channels, channels, [kernel], true, options).unwrap();
+            let mut compact = whole.clone();
+            compact.compact().unwrap();
+            assert!(compact.weight().is_none() && whole.weight().is_some());
+            for length in [1, 7, 600] {
+                let x = normal(&[2, channels, length]);
+                let what = format!("{channels} {dilation} {kernel} {length}");
+                close(&compact.forward(&x).unwrap(), &whole.forward(&x).unwrap(), &what);
+            }
+            let x = normal(&[2, 5, channels, 3, 2]).transpose(1, 2).unwrap();
+            let expected = whole.forward_over_frames(&x).unwrap();
+            close(&compact.forward_over_frames(&x).unwrap(), &expected, "over frames");
+            let signal = candle_core::Var::from_tensor(&normal(&[1, channels, 9])).unwrap();
+            let message = compact.forward(&signal).unwrap_err().to_string();
+            assert!(message.contains("gradient"), "{message}");
+        }
+        for (i, stride) in [1, 2].into_iter().enumerate() {
+            let options =
+                ConvOptions { stride: [stride; 2], padding: [(1, 1); 2], ..Default::default() };
+            let whole =
+                Conv2d::new(&weights.at(format!("2.{i}")), 64, 64, [3, 3], true, options).unwrap();
+            let mut compact = whole.clone();
+            compact.compact().unwrap();
+            for size in [1, 5, 30] {
+                let x = normal(&[2, 64, size, size]);
+                let what = format!("{stride} {size}");
+                close(&compact.forward(&x).unwrap(), &whole.forward(&x).unwrap(), &what);
+            }
+            let x = normal(&[2, 3, 64, 5, 4]).transpose(1, 2).unwrap();
+            let expected = whole.forward_of_frames(&x).unwrap();
+            close(&compact.forward_of_frames(&x).unwrap(), &expected, "of frames");
+        }
+        let (mut trainable, _) = layers(&fresh());
+        assert!(trainable.compact().is_err());
     }
 
     #[test]

@@ -317,7 +317,7 @@ mod tests {
         let zero = layer(&weights.with_init(Init::Constant(0.0)), 2);
         let largest =
             |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-        assert_eq!(largest(zero.weight()), 0.0);
-        assert!(largest(layer(&weights, 2).weight()) > 0.0);
+        assert_eq!(largest(zero.weight().unwrap()), 0.0);
+        assert!(largest(layer(&weights, 2).weight().unwrap()) > 0.0);
     }
 }

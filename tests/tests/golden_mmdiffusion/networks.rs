@@ -170,6 +170,7 @@ pub fn unet(case: &mut Case) -> Result<()> {
     check_pair(case, "", &result)?;
     seen.borrow_mut().insert("time_embed".into(), network.time_embedding(&time(case)?)?);
     check_intermediate(case, &seen.take())?;
+    check_pair(case, "", &run(case, &network.compact()?)?)?;
 
     for set in case.files.clone() {
         let path = case.path.with_file_name(set.get("checkpoint").context("checkpoint")?);
@@ -209,6 +210,10 @@ pub fn super_resolution(case: &mut Case) -> Result<()> {
     )?;
     case.check("model", &result, Class::Forward)?;
     check_intermediate(case, &seen.take())?;
+    let compact = network.clone().compact()?;
+    let result =
+        compact.forward(&case.tensor("in.x")?, &time(case)?, &case.tensor("in.low_res")?)?;
+    case.check("model", &result, Class::Forward)?;
     let (_, _, height, width) = case.tensor("in.x")?.dims4()?;
     let enlarged = mmdiffusion::super_resolution::resize_bilinear(
         &case.tensor("in.low_res")?,

@@ -23,14 +23,19 @@ pub(super) enum PackedWeight {
 }
 
 impl PackedWeight {
-    /// The weight of the forward pass: rows are output channels, columns are input channels and
-    /// taps.
+    /// The weight of the forward pass, in the form for this geometry.
     pub fn new(weight: View<f32>, geometry: &Geometry) -> Self {
+        Self::for_tiles(weight, geometry, Tiles::of(geometry))
+    }
+
+    /// The weight of the forward pass, for these tiles: rows are output channels, columns are input
+    /// channels and taps.
+    fn for_tiles(weight: View<f32>, geometry: &Geometry, tiles: Option<Tiles>) -> Self {
         let [out_stride, in_stride, ..] = weight.strides;
         let rows = Axis { len: geometry.out_group(), stride: out_stride };
         let columns = Axis { len: geometry.in_group(), stride: in_stride };
         let taps = tap_offsets(&weight, geometry);
-        Self::pack(weight, geometry, rows, columns, &taps, Tiles::of(geometry))
+        Self::pack(weight, geometry, rows, columns, &taps, tiles)
     }
 
     /// The weight of the convolution, of step 1, that computes the input gradient: rows are input
@@ -95,23 +100,50 @@ impl PackedWeight {
     }
 }
 
-/// The forms of a weight that does not change, each packed when it is needed first.
-#[derive(Debug, Default)]
-pub(crate) struct PackedForms {
-    groups: OnceLock<PackedWeight>,
-    line: OnceLock<PackedWeight>,
-    square: OnceLock<PackedWeight>,
+/// The forms of a weight that does not change.
+#[derive(Debug)]
+pub(crate) enum PackedForms {
+    /// Each packed when it is needed first.
+    All {
+        /// For no tiles.
+        groups: OnceLock<PackedWeight>,
+        /// For [`Tiles::Line`].
+        line: OnceLock<PackedWeight>,
+        /// For [`Tiles::Square`].
+        square: OnceLock<PackedWeight>,
+    },
+    /// One that serves inputs of all sizes.
+    One(PackedWeight),
+}
+
+impl Default for PackedForms {
+    fn default() -> Self {
+        let [groups, line, square] = [const { OnceLock::new() }; 3];
+        Self::All { groups, line, square }
+    }
 }
 
 impl PackedForms {
+    /// The one form for a layer with the groups, steps and dilations of `geometry`: transformed where
+    /// it can be.
+    pub fn one(weight: View<f32>, geometry: &Geometry) -> Self {
+        Self::One(PackedWeight::for_tiles(weight, geometry, Tiles::fitting(geometry)))
+    }
+
     /// The form of the forward pass with this geometry; `weight` is always the same.
     pub fn get(&self, weight: View<f32>, geometry: &Geometry) -> &PackedWeight {
-        let form = match Tiles::of(geometry) {
-            None => &self.groups,
-            Some(Tiles::Line) => &self.line,
-            Some(Tiles::Square) => &self.square,
+        let form = match (self, Tiles::of(geometry)) {
+            (Self::One(form), _) => return form,
+            (Self::All { groups, .. }, None) => groups,
+            (Self::All { line, .. }, Some(Tiles::Line)) => line,
+            (Self::All { square, .. }, Some(Tiles::Square)) => square,
         };
         get_or_make(form, || PackedWeight::new(weight, geometry))
+    }
+
+    /// Whether there is only one.
+    pub fn is_one(&self) -> bool {
+        matches!(self, Self::One(_))
     }
 }
 

@@ -38,25 +38,52 @@ impl Packed {
         precision: Precision,
     ) -> Result<Self> {
         let Some(format) = precision.format() else { return Ok(Self(Form::F32(Arc::default()))) };
-        // The sizes of a convolution of one position.
-        let mut input = weight.dims().to_vec();
-        if let [batch, channels, ..] = &mut input[..] {
-            (*batch, *channels) = (1, channels.saturating_mul(options.groups));
-        }
-        let options = ConvOptions::<D> { groups: options.groups, ..Default::default() };
-        let geometry = Geometry::new(&input, weight.dims(), &options)?;
+        let geometry = smallest(weight.dims(), options)?;
         let weight = to_f32("convolution weight", weight)?.contiguous()?;
         let (storage, layout) = weight.storage_and_layout();
         let view = View::<f32>::new(on_cpu(&storage)?, layout)?;
         let packed = NarrowWeight::new(format, instruction_set(), view.data, &geometry)?;
         Ok(Self(Form::Narrow(packed)))
     }
+
+    /// As [`Packed::new`], now and in one form for inputs of all sizes, so that the weight itself is
+    /// not needed any more but for its shape.
+    ///
+    /// # Errors
+    /// As [`Packed::new`].
+    pub fn whole<const D: usize>(
+        weight: &Tensor,
+        options: &ConvOptions<D>,
+        precision: Precision,
+    ) -> Result<Self> {
+        if precision != Precision::F32 {
+            return Self::new(weight, options, precision);
+        }
+        let geometry = smallest(weight.dims(), options)?;
+        let weight = to_f32("convolution weight", weight)?;
+        let (storage, layout) = weight.storage_and_layout();
+        let view = View::<f32>::new(on_cpu(&storage)?, layout)?;
+        Ok(Self(Form::F32(Arc::new(PackedForms::one(view, &geometry)))))
+    }
+}
+
+/// The sizes of a convolution of as many elements as the kernel reaches over.
+fn smallest<const D: usize>(weight: &[usize], options: &ConvOptions<D>) -> Result<Geometry> {
+    let mut input = weight.to_vec();
+    if let [batch, channels, sizes @ ..] = &mut input[..] {
+        (*batch, *channels) = (1, channels.saturating_mul(options.groups));
+        for (size, dilation) in sizes.iter_mut().zip(options.dilation) {
+            *size = size.saturating_sub(1).saturating_mul(dilation).saturating_add(1);
+        }
+    }
+    let padding = [(0, 0); D];
+    Geometry::new(&input, weight, &ConvOptions { padding, ..options.clone() })
 }
 
 /// The convolution of `x` with `weight`, in its packed form if there is one, and what follows.
 ///
 /// # Errors
-/// As [`super::conv1d`]; in narrow numbers, when a gradient is needed.
+/// As [`super::conv1d`]; in narrow numbers or without the weight, when a gradient is needed.
 pub(crate) fn convolve_with<const D: usize>(
     x: &Tensor,
     weight: &Tensor,
@@ -67,7 +94,12 @@ pub(crate) fn convolve_with<const D: usize>(
 ) -> Result<Tensor> {
     match packed {
         None => convolve(x, weight, None, bias, options, after),
-        Some(Packed(Form::F32(packed))) => convolve(x, weight, Some(packed), bias, options, after),
+        Some(Packed(Form::F32(packed))) => {
+            if packed.is_one() {
+                check_no_gradient([Some(x), bias, after.residual])?;
+            }
+            convolve(x, weight, Some(packed), bias, options, after)
+        }
         Some(Packed(Form::Narrow(packed))) => {
             narrow(x, weight.dims(), packed, bias, options, after)
         }

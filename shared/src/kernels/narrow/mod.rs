@@ -65,8 +65,9 @@ pub(crate) fn to_vec(what: &str, tensor: &Tensor) -> Result<Vec<f32>> {
 pub(crate) fn check_no_gradient<const N: usize>(tensors: [Option<&Tensor>; N]) -> Result<()> {
     if tensors.into_iter().flatten().any(Tensor::track_op) {
         return Err(Error::Argument(
-            "a layer in bf16 or 8-bit integers has no gradients; detach its input, load its \
-             weights as not trainable, or leave it in f32"
+            "a layer in bf16 or 8-bit integers, or with its weight in packed form only, has no \
+             gradients; detach its input, load its weights as not trainable, or leave it in f32 and \
+             whole"
                 .into(),
         ));
     }

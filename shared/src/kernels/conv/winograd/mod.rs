@@ -54,19 +54,27 @@ pub(super) enum Tiles {
 impl Tiles {
     /// The tiles that a convolution is computed with, if it is computed here.
     pub fn of(geometry: &Geometry) -> Option<Self> {
+        Self::fitting(geometry).filter(|tiles| match tiles {
+            Self::Line => {
+                geometry.batch * line::tiles(geometry) >= MIN_LINES
+                    && line::share_of_use(geometry) >= 0.75
+            }
+            Self::Square => square::Squares::new(geometry).tiles() >= MIN_SQUARES,
+        })
+    }
+
+    /// The tiles that a convolution can be computed with, whether or not it has enough of them to be
+    /// worth it.
+    pub fn fitting(geometry: &Geometry) -> Option<Self> {
         let fits = geometry.stride == [1; 3] && geometry.groups == 1;
         let channels = geometry.in_channels.min(geometry.out_channels);
         let is_picture = channels >= MIN_SQUARE_CHANNELS
             && geometry.kernel == [1, 3, 3]
             && geometry.dilation == [1; 3]
             && geometry.padding_before[0] == 0
-            && geometry.input[0] == geometry.output[0]
-            && square::Squares::new(geometry).tiles() >= MIN_SQUARES;
-        let is_signal = channels >= MIN_LINE_CHANNELS
-            && geometry.kernel == [1, 1, 3]
-            && geometry.is_signal()
-            && geometry.batch * line::tiles(geometry) >= MIN_LINES
-            && line::share_of_use(geometry) >= 0.75;
+            && geometry.input[0] == geometry.output[0];
+        let is_signal =
+            channels >= MIN_LINE_CHANNELS && geometry.kernel == [1, 1, 3] && geometry.is_signal();
         match (fits, is_signal, is_picture) {
             (true, true, _) => Some(Self::Line),
             (true, _, true) => Some(Self::Square),
