@@ -178,6 +178,10 @@ impl SamplingOptions {
         let rates = model::rates(&card)?;
         let diffusion = DiffusionConfig::from_flags(&card.diffusion, config.learn_sigma)?;
         let network = model.into_coupled(self.dtype.precision(), &device)?;
+        let network = match guidance {
+            Guidance::Replacement => network.compact()?,
+            Guidance::Gradient { .. } => network,
+        };
         Ok(Sampling {
             denoiser: CoupledDenoiser { network, shifts: Shifts::Random { seed: self.seed } },
             diffusion,

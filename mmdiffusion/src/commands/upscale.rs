@@ -108,7 +108,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         check_formats(&options.folder.formats, video, clip.audio.dim(1)?, clip.rates)?;
     }
     let diffusion = DiffusionConfig::from_flags(&card.diffusion, config.learn_sigma)?;
-    let network = model.into_super_resolution(options.dtype.precision(), &device)?;
+    let network = model.into_super_resolution(options.dtype.precision(), &device)?.compact()?;
     let (folder, open) = options.folder.open(&names, &settings)?;
     let interrupt = Interrupt::on_signals()?;
     let frames = |place: &usize| clips.get(*place).and_then(|clip| clip.video.dim(0).ok());

@@ -139,8 +139,7 @@ impl ResidualBlock {
             }
         };
         hidden = normalise(&hidden, &self.out_norm, false, scale_shift.as_ref(), silu)?;
-        hidden = self.out_conv.forward(&hidden)?;
-        Ok((short_cut + hidden)?)
+        self.out_conv.forward_add(&hidden, &short_cut)
     }
 }
 
@@ -182,7 +181,7 @@ impl Attention {
         let [q, k, v] =
             [0, 1, 2].map(|part| Channels { of: &qkv, range: part * size..(part + 1) * size });
         let attended = multi_head_attention(&q, &k, &v, &options)?;
-        let attended = self.projection.forward(&attended.reshape((batch, channels, pixels))?)?;
-        Ok((x + attended.reshape(x.shape())?)?)
+        let attended = attended.reshape((batch, channels, pixels))?;
+        Ok(self.projection.forward_add(&attended, &flat)?.reshape(x.shape())?)
     }
 }

@@ -43,7 +43,7 @@ impl SelfAttention {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let normal = normalise(x, &self.norm, false, None, Activation::Identity)?;
         let attended = self.attend(&self.qkv.forward(&normal)?, TokenLayout::ChannelsFirst)?;
-        Ok((x + self.projection.forward(&attended)?)?)
+        self.projection.forward_add(&attended, x)
     }
 
     /// The result for `x [B, F, C, P]`, in which the `F` frames of each position attend to each other.
@@ -51,11 +51,12 @@ impl SelfAttention {
         let (batch, frames, channels, positions) = x.dims4()?;
         let GroupNorm { groups, weight, bias, eps } = &self.norm;
         let normal = group_norm_of_positions(x, *groups, Some(weight), Some(bias), *eps)?;
-        let qkv = self.qkv.forward(&normal.reshape((batch * frames, channels, positions))?)?;
+        let items = (batch * frames, channels, positions);
+        let qkv = self.qkv.forward(&normal.reshape(items)?)?;
         let qkv = qkv.reshape((batch, frames, 3 * channels, positions))?;
         let attended = self.attend(&qkv, TokenLayout::OverFrames)?;
-        let attended = attended.reshape((batch * frames, channels, positions))?;
-        Ok((x + self.projection.forward(&attended)?.reshape(x.shape())?)?)
+        let sum = self.projection.forward_add(&attended.reshape(items)?, &x.reshape(items)?)?;
+        Ok(sum.reshape(x.shape())?)
     }
 
     fn attend(&self, qkv: &Tensor, layout: TokenLayout) -> Result<Tensor> {

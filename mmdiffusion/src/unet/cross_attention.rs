@@ -87,9 +87,11 @@ impl CrossAttention {
         let seen = self.attend(&pictures, &sounds, &to_audio)?;
         let heard = self.attend(&sounds, &pictures, &to_video)?;
         drop((pictures, sounds));
-        let seen = self.video.projection.forward(&seen.reshape(video.shape())?)?;
-        let heard = self.audio.projection.forward(&heard)?;
-        Ok(Pair { video: (video + seen)?, audio: (audio + heard)? })
+        let seen = seen.reshape(video.shape())?;
+        Ok(Pair {
+            video: self.video.projection.forward_add(&seen, &video)?,
+            audio: self.audio.projection.forward_add(&heard, &audio)?,
+        })
     }
 
     /// What the frames of the picture attend to, and those of the sound.

@@ -326,7 +326,7 @@ mod tests {
             .enumerate()
             .map(|(i, (name, tensor))| {
                 let noise = (normal(i as u64, tensor.dims()) * 0.05).unwrap();
-                (name, (tensor.as_detached_tensor() + noise).unwrap())
+                (name, (tensor.detach() + noise).unwrap())
             })
             .collect();
         let path = Path::new("test");

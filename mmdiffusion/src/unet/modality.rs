@@ -99,6 +99,9 @@ impl Convolution {
     }
 
     /// The result, in the layout of `x`.
+    ///
+    /// # Errors
+    /// When `x` has other channels.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::FramesThenTime(spatial, temporal) => {
@@ -106,15 +109,35 @@ impl Convolution {
                 Ok(temporal.forward_over_frames(&spatial)?.transpose(1, 2)?)
             }
             Self::Video(conv) if conv.kernel() == [1; 3] => {
-                // Frames take the place of batch items.
-                let (batch, frames, channels, height, width) = x.dims5()?;
-                let items = x.reshape((batch * frames, channels, 1, height, width))?;
-                Ok(conv.forward(&items)?.reshape((batch, frames, (), height, width))?)
+                let (batch, frames, _, height, width) = x.dims5()?;
+                let items = conv.forward(&frames_as_items(x)?)?;
+                Ok(items.reshape((batch, frames, (), height, width))?)
             }
             Self::Video(conv) => Ok(conv.forward(&x.transpose(1, 2)?)?.transpose(1, 2)?),
             Self::Audio(conv) => conv.forward(x),
         }
     }
+
+    /// The result plus `residual` of the same shape.
+    ///
+    /// # Errors
+    /// As [`Convolution::forward`], and when the shapes differ.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Video(conv) if conv.kernel() == [1; 3] => {
+                let items = conv.forward_add(&frames_as_items(x)?, &frames_as_items(residual)?)?;
+                Ok(items.reshape(residual.shape())?)
+            }
+            Self::Audio(conv) => conv.forward_add(x, residual),
+            _ => Ok((self.forward(x)? + residual)?),
+        }
+    }
+}
+
+/// A video `[B, F, C, H, W]` as `[B F, C, 1, H, W]`.
+fn frames_as_items(x: &Tensor) -> Result<Tensor> {
+    let (batch, frames, channels, height, width) = x.dims5()?;
+    Ok(x.reshape((batch * frames, channels, 1, height, width))?)
 }
 
 /// Group norm of one modality. Pictures are normalised over all their frames.

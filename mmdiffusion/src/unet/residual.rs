@@ -107,7 +107,6 @@ impl Branch {
         }
         hidden = resample(&self.in_conv.forward(&hidden)?)?;
         hidden = self.out_norm.forward_modulated(&hidden, modulation)?;
-        hidden = self.out_conv.forward(&hidden)?;
-        Ok((short_cut + hidden)?)
+        self.out_conv.forward_add(&hidden, &short_cut)
     }
 }
