@@ -41,8 +41,9 @@ pub(crate) fn share(count: usize, work: impl Fn(usize) + Sync) {
 
 /// Keeps candle's own operations on the thread that calls them. Else large ones run in a pool of
 /// candle's, whose threads go on spinning after each for longer than many a kernel takes, on the
-/// cores that the kernels' threads need: with 2 threads on 2 cores, a backward pass through layer norm
-/// took up to 4 times as long, and 0.69 of the time without, over 14 layers, in geometric mean.
+/// cores that the kernels' threads need: on 2 cores that other
+/// programs used, too, forward and backward together took 0.69 of the time without, in geometric mean over
+/// 14 layers.
 ///
 /// It has an effect only before candle's first operation, and sets an environment variable: to be
 /// called first thing in a process, before other threads run.
