@@ -1,7 +1,7 @@
 //! The folder that a command fills with clips.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -81,6 +81,10 @@ impl FolderOptions {
                 return Err(anyhow::Error::from(Error::Exists { path })
                     .context("--resume leaves finished clips alone"));
             }
+        }
+        if self.out.exists() && !self.out.is_dir() {
+            let reason = io::Error::new(io::ErrorKind::NotADirectory, "is not a folder");
+            return Err(Error::io(&self.out)(reason).into());
         }
         fs::create_dir_all(&self.out).map_err(Error::io(&self.out))?;
         folder.note_settings()?;

@@ -6,38 +6,34 @@ use shared::report::Progress;
 
 /// The progress of a command that samples.
 pub struct StepProgress {
-    title: &'static str,
+    progress: Progress,
     clips: usize,
     /// How often each clip is sampled.
     windows: usize,
-    quiet: bool,
     finished: usize,
     last_step: Instant,
-    /// From the first step on, when the number of steps is known.
-    progress: Option<Progress>,
 }
 
 impl StepProgress {
     /// The progress of making `clips`, each sampled `windows` times.
-    pub fn new(title: &'static str, clips: usize, windows: usize, quiet: bool) -> Self {
-        let last_step = Instant::now();
-        Self { title, clips, windows, quiet, finished: 0, last_step, progress: None }
+    pub fn new(title: &str, clips: usize, windows: usize, quiet: bool) -> Self {
+        let progress = Progress::new(title, "steps", None, quiet);
+        Self { progress, clips, windows, finished: 0, last_step: Instant::now() }
     }
 
     /// A step of so many clips at once is made, of `steps` in all if that is known.
     pub fn step(&mut self, clips: usize, steps: Option<usize>) {
-        let Self { title, windows, quiet, .. } = *self;
-        let total = steps.map(|steps| (steps * windows * self.clips) as u64);
-        let progress =
-            self.progress.get_or_insert_with(|| Progress::new(title, "steps", total, quiet));
+        if let Some(steps) = steps {
+            self.progress.set_total((steps * self.windows * self.clips) as u64);
+        }
         let step_s = self.last_step.elapsed().as_secs_f64();
         self.last_step = Instant::now();
-        progress.set_message(format!(
+        self.progress.set_message(format!(
             "clip {} of {}, {step_s:.2} s a step",
             (self.finished + 1).min(self.clips),
             self.clips
         ));
-        progress.inc(clips as u64);
+        self.progress.inc(clips as u64);
     }
 
     /// A clip is written.
@@ -57,8 +53,6 @@ impl StepProgress {
 
     /// The work is done.
     pub fn end(self) {
-        if let Some(progress) = self.progress {
-            progress.finish();
-        }
+        self.progress.finish();
     }
 }

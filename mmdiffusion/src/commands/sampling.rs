@@ -152,7 +152,7 @@ impl SamplingOptions {
         let fitting = match self.memory_limit {
             Some(gib) => {
                 let needs = coupled_needs(&config, card.network.parameters()?)?;
-                batch_within(model::bytes(gib)?, needs)?
+                batch_within(model::bytes(gib)?, needs.of_run(&sampler, guidance))?
             }
             None => self.batch,
         };
@@ -342,7 +342,7 @@ fn check_size(size: &ClipSize, config: &UnetConfig) -> shared::Result<()> {
     };
     let fits = |size: usize, multiple: usize| size > 0 && size.is_multiple_of(multiple);
     if frames == 0 {
-        return wrong("0 frames".into(), 1);
+        return Err(Error::Argument("0 frames: a clip has at least one".into()));
     }
     if !fits(height, halvings) || !fits(width, halvings) {
         return wrong(format!("{width} x {height} pixels"), halvings);

@@ -69,6 +69,14 @@ impl Progress {
         Self { title, unit, bar, output, started: Instant::now(), done_before }
     }
 
+    /// Sets how many things there are, for a job that finds it out only when it has begun.
+    pub fn set_total(&self, total: u64) {
+        self.bar.set_length(total);
+        if let Output::Terminal = self.output {
+            self.bar.set_style(bar_style(&self.unit, true));
+        }
+    }
+
     /// Sets how many things an earlier run did, for a job that goes on where that left. They count
     /// as done but not in the rate.
     pub fn resume_from(&self, done: u64) {
