@@ -217,8 +217,8 @@ impl Motion<'_> {
         let restitution = first.restitution.min(second.restitution);
         let impulse = (1.0 + restitution) * speed / (1.0 / masses[0] + 1.0 / masses[1]);
         for (ball, sign) in [(0, -1.0), (1, 1.0)] {
-            for axis in 0..2 {
-                self.velocities[ball][axis] += sign * impulse / masses[ball] * normal[axis];
+            for (velocity, direction) in self.velocities[ball].iter_mut().zip(normal) {
+                *velocity += sign * impulse / masses[ball] * direction;
             }
             if speed > SLOWEST_HEARD {
                 let time_s = self.steps as f64 * self.step_s;
