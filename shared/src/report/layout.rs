@@ -132,13 +132,13 @@ impl<'a> Layout<'a> {
     }
 
     fn draw_axes(&self, svg: &mut Svg) {
-        let mut free_from = f64::NEG_INFINITY;
+        let mut free_from = 0.0;
         for (share, label) in self.x.ticks() {
             let place = self.across(share);
             if self.x.categories().is_none() {
                 svg.line(&[(place, self.top), (place, self.bottom())], "grid");
             }
-            // Labels that would run into each other are left out.
+            // Labels that would run into each other or out of the picture are left out.
             let half_width = 0.5 * text_width(label, TICK_SIZE);
             if place - half_width > free_from {
                 svg.text(place, self.bottom() + TICK_SIZE + 5.0, "middle", "faint", label);

@@ -193,7 +193,11 @@ mod tests {
         let info = reader.next_frame(&mut pixels).unwrap();
         let (width, height) = (info.width as usize, info.height as usize);
         assert_eq!((width, height), (126, 257));
-        let brightest = (0..height).max_by_key(|row| pixels[3 * (row * width + 60)]).unwrap();
+        let brightness = |row: &usize| {
+            let place = 3 * (row * width + 60);
+            pixels[place..place + 3].iter().map(|part| u32::from(*part)).sum::<u32>()
+        };
+        let brightest = (0..height).max_by_key(brightness).unwrap();
         // 2 kHz of 8 kHz, from the bottom.
         assert_eq!(brightest, 256 - 64);
     }
