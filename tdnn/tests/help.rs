@@ -18,7 +18,7 @@ fn every_command_has_help() {
         .filter_map(|line| line.split_whitespace().next())
         .filter(|command| *command != "help")
         .collect();
-    assert_eq!(commands.len(), 13, "{overview}");
+    assert_eq!(commands.len(), 14, "{overview}");
     for command in commands {
         assert!(help(&[command, "--help"]).contains("--json"), "{command}");
     }
