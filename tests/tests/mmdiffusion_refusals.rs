@@ -103,7 +103,7 @@ fn models_of_another_kind_or_shape_are_named() {
         &[
             (
                 generate("other.safetensors"),
-                &["other.safetensors", "time_embed.0.bias", "expected [64], found [32]"],
+                &["other.safetensors", "audio_out.0.GroupNorm.bias", "expected [64], found [32]"],
             ),
             (generate("bare.safetensors"), &["bare.safetensors", "convert"]),
             (generate("cut.safetensors"), &["cut.safetensors"]),
@@ -224,7 +224,7 @@ fn files_that_lack_what_is_needed_are_named() {
             (to_audio("text.mp4", &[]), &["text.mp4", "format"]),
             (to_audio("missing.mp4", &[]), &["missing.mp4"]),
             (to_audio(".", &[]), &["folder"]),
-            (to_audio("both.mp4", &["--start", "7"]), &["both.mp4", "ends at 0.80 s"]),
+            (to_audio("both.mp4", &["--start", "7"]), &["both.mp4", "ends at 0.8"]),
             (to_audio("both.mp4", &["--start", "-1"]), &["-1"]),
             (to_audio("both.mp4", &["--guidance", "nan"]), &["guidance"]),
             (adaptive.to_vec(), &["adaptive", "guidance"]),

@@ -54,6 +54,9 @@ pub(super) struct Network<'a, S> {
     denoiser: &'a dyn Denoiser<S>,
     condition: Option<&'a Condition<S>>,
     noise: &'a mut dyn FnMut(&S) -> Result<S>,
+    sampler: &'static str,
+    /// Number of the step that is made.
+    step: usize,
     evaluations: usize,
     clean: Option<S>,
 }
@@ -98,6 +101,10 @@ impl<'a, S: State> Network<'a, S> {
         let times = Tensor::from_vec(times, model_times.len(), &device)?;
         let output = self.denoiser.predict(x, &times, self.evaluations)?;
         self.evaluations += 1;
+        // Where clean clips are held within -1..1, infinities would not be seen in the state.
+        let Self { step, sampler, .. } = self;
+        let place = || format!("that the network predicts in step {step} of sampler {sampler}");
+        output.detached()?.check_finite(place)?;
         Ok(output)
     }
 
@@ -132,7 +139,8 @@ pub(super) struct Loop<'a, S> {
 impl<'a, S: State> Loop<'a, S> {
     pub fn new(sampler: &'static str, run: Run<'a, S>) -> Self {
         let Run { denoiser, condition, noise, on_step, diffusion: _ } = run;
-        let network = Network { denoiser, condition, noise, evaluations: 0, clean: None };
+        let network =
+            Network { denoiser, condition, noise, sampler, step: 1, evaluations: 0, clean: None };
         Self { sampler, network, on_step }
     }
 
@@ -163,6 +171,7 @@ impl<'a, S: State> Loop<'a, S> {
             let of = steps.map(|steps| format!(" of {steps}")).unwrap_or_default();
             format!("after step {number}{of} of sampler {sampler}")
         })?;
+        self.network.step = number + 1;
         let clean = self.network.clean.as_ref().unwrap_or(&x);
         let evaluations = self.network.evaluations;
         (self.on_step)(&Step { sampler, number, steps, evaluations, x: &x, clean })?;
