@@ -8,16 +8,55 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::str::FromStr;
 
-use candle_core::Device;
-use clap::Args;
+use anyhow::Context;
+use candle_core::{DType, Device};
+use clap::{Args, ValueEnum};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::device::{self, DeviceName};
 use crate::kernels::isa;
 use crate::{Error, Result};
+
+/// Type in which a model's matrices and kernels are stored.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Storage {
+    /// 32 bits.
+    F32,
+    /// 16 bits, 10 of them after the point.
+    F16,
+    /// 16 bits with the range of 32.
+    Bf16,
+}
+
+impl Storage {
+    /// The tensor library's name of it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// What this very program prints as JSON when it is given `--case` beside its present arguments: one
+/// of several measurements, in a process of its own, whose memory is that of the one case.
+///
+/// # Errors
+/// When the process cannot be started, fails, or prints something else.
+pub fn case_apart<T: DeserializeOwned>(case: usize) -> anyhow::Result<T> {
+    let child = Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .args(["--case", &case.to_string()])
+        .stderr(Stdio::inherit())
+        .output()?;
+    anyhow::ensure!(child.status.success(), "measuring case {case} failed: {}", child.status);
+    serde_json::from_slice(&child.stdout).context("the result of one case")
+}
 
 /// Options that every command takes.
 #[derive(Args, Clone, Debug)]

@@ -195,11 +195,12 @@ impl ModelFile {
         let ModelCard { frontend, windows, .. } = &self.card;
         let path = &self.path;
         let networks = ensemble::split(&self.card, &self.tensors);
-        let origin = |place| match networks.len() {
+        let count = networks.len();
+        let origin = |place| match count {
             1 => path.clone(),
             _ => format!("{}, network {}", path.display(), place + 1).into(),
         };
-        let networks = (networks.iter().cloned().enumerate())
+        let networks = (networks.into_iter().enumerate())
             .map(|(place, (config, own))| {
                 Ok(Subnet::from_tensors(config, own, &origin(place), false, device)?.0)
             })

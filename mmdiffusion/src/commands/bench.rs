@@ -1,14 +1,13 @@
 //! `mmdiffusion bench`: how fast the networks are here.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use mmdiffusion::bench::{Measurement, measure};
 use mmdiffusion::{NetworkConfig, SuperResolutionConfig, UnetConfig};
 use serde_json::Value;
-use shared::cli::Common;
+use shared::cli::{self, Common};
 use shared::report::{Progress, Table};
 
 use super::model::{self, Dtype};
@@ -58,7 +57,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         "peak MB",
     ]);
     for (number, case) in cases.iter().enumerate() {
-        let mut found = measure_apart(number)?;
+        let mut found = cli::case_apart::<Value>(number)?;
         found["dtype"] = case.dtype.name().into();
         progress.inc(1);
         let rounded = |name: &str, factor: f64| match found[name].as_f64() {
@@ -126,16 +125,4 @@ impl Case {
         let device = common.open()?;
         Ok(measure(&self.network, self.dtype.precision(), self.batch, runs, &device)?)
     }
-}
-
-/// Case `number` in a process of its own, whose memory is that of the one case. It is given the
-/// options of this one.
-fn measure_apart(number: usize) -> anyhow::Result<Value> {
-    let child = Command::new(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1))
-        .args(["--case", &number.to_string()])
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(child.status.success(), "measuring case {number} failed: {}", child.status);
-    serde_json::from_slice(&child.stdout).context("the result of one case")
 }

@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use candle_core::DType;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use mmdiffusion::config::parse_flags;
 use mmdiffusion::published;
 use serde::Serialize;
-use shared::cli::Common;
+use shared::cli::{Common, Storage};
 use shared::files::check_output;
 use shared::limits::Limits;
 
@@ -30,13 +29,6 @@ pub struct Options {
     force: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Storage {
-    F32,
-    F16,
-    Bf16,
-}
-
 #[derive(Serialize)]
 struct Outcome {
     out: String,
@@ -47,11 +39,7 @@ struct Outcome {
 
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     check_output(&options.out, options.force)?;
-    let storage = match options.storage {
-        Storage::F32 => DType::F32,
-        Storage::F16 => DType::F16,
-        Storage::Bf16 => DType::BF16,
-    };
+    let storage = options.storage.dtype();
     let flags = parse_flags(&options.flags)?;
     let published = published::read(&options.input, flags, storage, &Limits::default())?;
     published.model.write(&options.out, options.force)?;

@@ -22,7 +22,7 @@ use crate::config::UnetConfig;
 use crate::diffusion::DiffusionConfig;
 use crate::pair::{Denoiser, Pair};
 use crate::samplers::{Run, Sampler, Step};
-use noise::Noise;
+pub(crate) use noise::Noise;
 
 /// The size of a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

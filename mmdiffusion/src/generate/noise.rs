@@ -8,7 +8,7 @@ use crate::state::{Modality, State};
 
 /// Standard normal noise for some samples: that of each sample and modality comes from a stream of its
 /// own, so that it is the same whatever other samples it is drawn with.
-pub(super) struct Noise {
+pub(crate) struct Noise {
     seed: u64,
     purpose: String,
     samples: Vec<u64>,

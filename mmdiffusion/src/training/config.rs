@@ -94,6 +94,9 @@ impl TrainConfig {
         if self.network.dropout != 0.0 {
             return refuse(format!("dropout is not supported, found {}", self.network.dropout));
         }
+        if self.network.use_checkpoint {
+            return refuse("use_checkpoint is not supported: lower `part` to save memory".into());
+        }
         if self.diffusion.use_kl {
             return refuse(
                 "use_kl: the variational bound alone trains nothing, as in the original".into(),
@@ -118,11 +121,12 @@ mod tests {
         let good = TrainConfig::default();
         good.validate().unwrap();
         type Change = fn(&mut TrainConfig);
-        let cases: [(Change, &str); 6] = [
+        let cases: [(Change, &str); 7] = [
             (|config| config.batch = 0, "batch"),
             (|config| config.mirror = f64::NAN, "mirror"),
             (|config| config.fps = 20, "equally long"),
             (|config| config.network.dropout = 0.1, "dropout"),
+            (|config| config.network.use_checkpoint = true, "use_checkpoint"),
             (|config| config.diffusion.use_kl = true, "use_kl"),
             (|config| config.network.audio_size = [2, 25_600], "1 of sound"),
         ];

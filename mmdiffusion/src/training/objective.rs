@@ -1,10 +1,10 @@
 //! The training loss.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Device, Tensor};
 use shared::Result;
 
 use crate::diffusion::{Diffusion, Target};
-use crate::state::State;
+use crate::state::{State, weighted_sum};
 
 /// The losses of a batch, `[B]` each.
 #[derive(Clone, Debug)]
@@ -41,15 +41,18 @@ impl Objective<'_> {
         predict: impl FnOnce(&S, &Tensor) -> Result<S>,
     ) -> Result<Losses> {
         let diffusion = self.diffusion;
+        let device =
+            clean.tensors().first().map_or(Device::Cpu, |(_, first)| first.device().clone());
         let noisy = S::each(|part| diffusion.q_sample(part.of(clean), t, part.of(noise)))?;
         let times = diffusion.model_times(t)?.into_iter().map(|time| time as f32).collect();
-        let (_, first) = clean.tensors()[0];
-        let output = predict(&noisy, &Tensor::from_vec::<_, f32>(times, t.len(), first.device())?)?;
+        let output = predict(&noisy, &Tensor::from_vec::<_, f32>(times, t.len(), &device)?)?;
 
-        let mut terms = vec![];
-        S::each(|part| {
-            let (name, axis) = (part.modality.name(), part.modality.channel_axis());
-            let [clean, noise, noisy, output] = [clean, noise, &noisy, &output].map(|s| part.of(s));
+        let mut terms: Vec<(String, Tensor)> = vec![];
+        let states = clean.tensors().into_iter().zip(noise.tensors()).zip(noisy.tensors());
+        for ((((modality, clean), (_, noise)), (_, noisy)), (_, output)) in
+            states.zip(output.tensors())
+        {
+            let (name, axis) = (modality.name(), modality.channel_axis());
             let (predicted, spread) = diffusion.split(noisy, output, axis)?;
             let target = match diffusion.config().target {
                 Target::Epsilon => noise.clone(),
@@ -67,12 +70,8 @@ impl Objective<'_> {
                     if self.rescale_bound { diffusion.steps() as f64 / 1000.0 } else { 1.0 };
                 terms.push((format!("vb_{name}"), (bound * scale)?));
             }
-            Ok(output.clone())
-        })?;
-        let mut total = terms[0].1.clone();
-        for (_, term) in &terms[1..] {
-            total = (total + term)?;
         }
+        let total = weighted_sum(terms.iter().map(|(_, term)| (1.0, term)))?;
         Ok(Losses { total, terms })
     }
 }

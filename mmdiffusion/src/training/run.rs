@@ -11,7 +11,7 @@ use shared::nn::{Precision, Weights};
 use shared::rng::Stream;
 use shared::train::{
     Ema, Evaluation, Gradients, Group, Interrupt, StepOutcome, Task, Trainer, TrainerConfig,
-    Unreached,
+    Unreached, check_settings,
 };
 use shared::{Error, Result};
 
@@ -20,9 +20,10 @@ use super::config::TrainConfig;
 use super::objective::{Losses, Objective};
 use super::step_sampler::StepSampler;
 use crate::diffusion::{Diffusion, DiffusionConfig, Spacing};
+use crate::generate::Noise;
 use crate::model_file::{ModelCard, ModelFile};
 use crate::network::NetworkConfig;
-use crate::{CoupledUnet, Pair, Shifts};
+use crate::{CoupledUnet, Pair, Shifts, State};
 
 /// Threads that cut windows ahead of time.
 const WORKERS: usize = 1;
@@ -71,8 +72,9 @@ pub fn train(
     if initial.is_some() {
         weights.check(false)?;
     }
+    let spacing: Spacing = config.diffusion.timestep_respacing.parse()?;
     let diffusion = DiffusionConfig::from_flags(&config.diffusion, config.network.learn_sigma)?;
-    let diffusion = Diffusion::new(&diffusion, &Spacing::All)?;
+    let diffusion = Diffusion::new(&diffusion, &spacing)?;
     let mut task = CoupledTask {
         config,
         folder,
@@ -184,17 +186,7 @@ impl Task for CoupledTask<'_> {
     }
 
     fn restore(&mut self, state: &Value) -> Result<()> {
-        let settings = self.settings();
-        if state["settings"] != settings {
-            return Err(Error::checkpoint(
-                self.folder,
-                format!(
-                    "holds a run with other settings; choose another folder or the same settings\n  \
-                     there: {}\n  now:   {settings}",
-                    state["settings"]
-                ),
-            ));
-        }
+        check_settings(self.folder, &state["settings"], &self.settings())?;
         let malformed = |error| Error::Argument(format!("training state: {error}"));
         self.position = serde_json::from_value(state["position"].clone()).map_err(malformed)?;
         let losses = serde_json::from_value(state["losses"].clone()).map_err(malformed)?;
@@ -282,20 +274,8 @@ impl CoupledTask<'_> {
 
 /// Noise of the shape of `clean`, whose first clip has number `first`.
 fn noise_like(clean: &Pair, seed: u64, first: u64) -> Result<Pair> {
-    let noise = |like: &Tensor, purpose: &str| -> Result<Tensor> {
-        let count = like.dims().first().copied().unwrap_or_default();
-        let size = like.elem_count() / count.max(1);
-        let mut values = Vec::with_capacity(like.elem_count());
-        for clip in 0..count as u64 {
-            let mut stream = Stream::new(seed, purpose, first + clip);
-            values.extend((0..size).map(|_| stream.normal() as f32));
-        }
-        Ok(Tensor::from_vec(values, like.shape(), like.device())?)
-    };
-    Ok(Pair {
-        video: noise(&clean.video, "training noise of the picture")?,
-        audio: noise(&clean.audio, "training noise of the sound")?,
-    })
+    let numbers: Vec<u64> = (first..first + clean.batch()? as u64).collect();
+    Noise::new(seed, "training noise", &numbers).like(clean)
 }
 
 #[cfg(test)]

@@ -17,5 +17,5 @@ pub use interrupt::Interrupt;
 pub use log::Logger;
 pub use optimiser::{Group, Optimiser, OptimiserState, Unreached};
 pub use schedule::{Anneal, CyclicMode, Schedule, Stage};
-pub use trainer::{Evaluation, StepOutcome, Task, Trainer, TrainerConfig};
+pub use trainer::{Evaluation, StepOutcome, Task, Trainer, TrainerConfig, check_settings};
 pub use update::{AdamConfig, Rule, SgdConfig};

@@ -336,6 +336,23 @@ const MODEL: &str = "model";
 const OPTIMISER: &str = "optimiser";
 const EMA: &str = "ema";
 
+/// Fails unless the settings of the run that `folder` holds are those of `now`.
+///
+/// # Errors
+/// [`Error::Checkpoint`] with both.
+pub fn check_settings(folder: &Path, there: &Value, now: &Value) -> Result<()> {
+    if there == now {
+        return Ok(());
+    }
+    Err(Error::checkpoint(
+        folder,
+        format!(
+            "holds a run with other settings; choose another folder or the same settings\n  \
+             there: {there}\n  now:   {now}"
+        ),
+    ))
+}
+
 /// Continues from `state`; returns the number of steps done.
 fn restore(
     folder: &Path,
@@ -348,14 +365,7 @@ fn restore(
 ) -> Result<u64> {
     let foreign = |reason: String| Error::checkpoint(folder, reason);
     let value = |name: &str| state.values.get(name).cloned().unwrap_or_default();
-    if value("settings") != config.identity() {
-        return Err(foreign(format!(
-            "holds a run with other settings; choose another folder or the same settings\n  \
-             there: {}\n  now:   {}",
-            value("settings"),
-            config.identity()
-        )));
-    }
+    check_settings(folder, &value("settings"), &config.identity())?;
     let mut parts =
         [(MODEL, BTreeMap::new()), (OPTIMISER, BTreeMap::new()), (EMA, BTreeMap::new())];
     for (name, tensor) in state.tensors {

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device};
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use shared::cli::Common;
+use shared::cli::{self, Common};
 use shared::device;
 use shared::measure::{PEAK_ORDER, median, peak_gflop_per_s, peak_memory_mb, times_s};
 use shared::nn::Weights;
@@ -83,7 +82,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         "peak MB",
     ]);
     for case in 0..cases {
-        let found = measure_apart(case)?;
+        let found = cli::case_apart::<Measurement>(case)?;
         progress.inc(1);
         table.row([
             found.name.clone().unwrap_or_else(|| found.architecture.clone()),
@@ -111,18 +110,6 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         options.seconds, options.runs
     ));
     common.print(&(), table.to_string().trim_end())
-}
-
-/// [`measure`] in a process of its own, whose memory is that of the one case. It is given the
-/// options of this one.
-fn measure_apart(case: usize) -> anyhow::Result<Measurement> {
-    let child = Command::new(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1))
-        .args(["--case", &case.to_string()])
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(child.status.success(), "measuring case {case} failed: {}", child.status);
-    serde_json::from_slice(&child.stdout).context("the result of one case")
 }
 
 fn measure(options: &Options, case: usize, common: &Common) -> anyhow::Result<Measurement> {

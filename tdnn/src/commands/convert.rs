@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use candle_core::{DType, Device};
-use clap::{Args, ValueEnum};
+use candle_core::Device;
+use clap::Args;
 use serde::Serialize;
 use shared::Error;
 use shared::checkpoint;
-use shared::cli::Common;
+use shared::cli::{Common, Storage};
 use shared::limits::Limits;
 use tdnn::{FrontendConfig, ModelCard, ModelFile, WindowConfig, published};
 
@@ -37,13 +37,6 @@ pub struct Options {
     force: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Storage {
-    F32,
-    F16,
-    Bf16,
-}
-
 #[derive(Serialize)]
 struct Outcome {
     out: String,
@@ -64,12 +57,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
             let mut card =
                 ModelCard::new(subnet.config, FrontendConfig::default(), WindowConfig::default());
             card.provenance = subnet.results.into_iter().collect();
-            let storage = match options.storage {
-                Storage::F32 => DType::F32,
-                Storage::F16 => DType::F16,
-                Storage::Bf16 => DType::BF16,
-            };
-            let model = ModelFile::new(card, &subnet.tensors, storage)?;
+            let model = ModelFile::new(card, &subnet.tensors, options.storage.dtype())?;
             model.write(&options.out, options.force)?;
             let mut notes = subnet.notes;
             notes.push(format!("{}: {}", supernet.display(), subnet.supernet));

@@ -12,7 +12,7 @@ use shared::eval::verification::{CostModel, Trials};
 use shared::nn::Weights;
 use shared::train::{
     Ema, Evaluation, Gradients, Group, Interrupt, StepOutcome, Task, Trainer, TrainerConfig,
-    Unreached,
+    Unreached, check_settings,
 };
 use shared::{Error, Result};
 
@@ -204,17 +204,7 @@ impl Task for StageTask<'_> {
     }
 
     fn restore(&mut self, state: &Value) -> Result<()> {
-        let settings = self.settings();
-        if state["settings"] != settings {
-            return Err(Error::checkpoint(
-                self.folder,
-                format!(
-                    "holds a run with other settings; choose another folder or the same settings\n  \
-                     there: {}\n  now:   {settings}",
-                    state["settings"]
-                ),
-            ));
-        }
+        check_settings(self.folder, &state["settings"], &self.settings())?;
         let malformed = |error| Error::Argument(format!("training state: {error}"));
         self.position = serde_json::from_value(state["position"].clone()).map_err(malformed)?;
         self.smoothed_loss = state["smoothed_loss"].as_f64().unwrap_or(f64::NAN);
