@@ -1,1 +1,26 @@
-//! LightHuBERT (Wang et al., Interspeech 2022), the once-for-all HuBERT supernet. Not built yet.
+//! LightHuBERT (Wang et al., Interspeech 2022): the once-for-all speech encoder.
+//!
+//! A [`Supernet`] holds the weights of all networks of a [`SearchSpace`]; a [`Subnet`] says which
+//! part of them is active. [`Supernet::materialise`] leaves a plain [`Network`], which turns speech
+//! into a vector for every 20 ms.
+
+pub mod config;
+pub mod conv_layers;
+pub mod cost;
+pub mod extractor;
+pub mod masking;
+pub mod network;
+pub mod padding;
+pub mod positional;
+pub mod published;
+pub mod space;
+pub mod subnet;
+pub mod supernet;
+pub mod transformer;
+
+pub use config::{EncoderConfig, NetworkConfig, RATE_HZ, SupernetConfig};
+pub use network::{Conditions, Encoded, Network};
+pub use padding::PaddingRule;
+pub use space::{SearchSpace, SpaceName};
+pub use subnet::{LayerShape, Subnet, Window};
+pub use supernet::Supernet;

@@ -205,7 +205,10 @@ impl Case {
     /// The relative and the largest error that [`Case::check`] allows.
     fn allowed(&self, name: &str, class: Class) -> (f64, f64) {
         let named = |prefix: &str| &self.tolerance[format!("{prefix}.{name}")];
-        let stated = [&self.config["f32_vs_f64"][name], named("out"), named("mid")];
+        let in_config = &self.config["f32_vs_f64"];
+        let in_config = [&in_config[name], &in_config["per_tensor"][name]];
+        let stated = in_config.into_iter().chain([named("out"), named("mid")]);
+        let stated: Vec<&Value> = stated.collect();
         let stated = |part: &str| {
             let stated = stated.iter().find_map(|entry| entry[part].as_f64());
             ERROR_FACTOR * stated.unwrap_or(0.0)

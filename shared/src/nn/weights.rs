@@ -83,6 +83,8 @@ pub struct Weights {
 enum Use {
     Training,
     Inference,
+    /// As they are: gradients flow to what they were computed from.
+    Derived,
     /// To see the names and shapes of its tensors.
     Shapes,
 }
@@ -124,6 +126,16 @@ impl Weights {
     ) -> Self {
         let use_for = if trainable { Use::Training } else { Use::Inference };
         Self::new(tensors, Some(path.to_path_buf()), 0, use_for, dtype, device)
+    }
+
+    /// Tensors that were computed from others, such as slices of larger weights. Layers use them as they
+    /// are, so that gradients flow to what they were computed from; `path` names them in messages.
+    pub fn derived(tensors: BTreeMap<String, Tensor>, path: &Path) -> Self {
+        let (dtype, device) = tensors
+            .values()
+            .next()
+            .map_or((DType::F32, Device::Cpu), |first| (first.dtype(), first.device().clone()));
+        Self::new(tensors, Some(path.to_path_buf()), 0, Use::Derived, dtype, &device)
     }
 
     fn new(
@@ -176,7 +188,7 @@ impl Weights {
                 tensor
             }
             Use::Inference => value.force_contiguous()?.detach(),
-            Use::Shapes => value,
+            Use::Derived | Use::Shapes => value,
         };
         store.parameters.insert(name, tensor.clone());
         Ok(tensor)
@@ -309,6 +321,24 @@ mod tests {
             weights.state().into_iter().map(|(name, it)| (name, it.dims().to_vec())).collect();
         let expected = [("conv.bias", vec![1 << 20]), ("conv.weight", vec![1 << 20, 1 << 20, 3])];
         assert_eq!(dims, expected.map(|(name, dims)| (name.to_string(), dims)));
+    }
+
+    #[test]
+    fn gradients_flow_through_derived_weights() {
+        let full = Weights::fresh(0, DType::F32, &Device::Cpu);
+        let whole = layer(&full, 4);
+        let slice = whole.weight().unwrap().narrow(0, 0, 2).unwrap().narrow(1, 0, 2).unwrap();
+        let bias = whole.bias().unwrap().narrow(0, 0, 2).unwrap();
+        let tensors =
+            [("conv.weight", slice), ("conv.bias", bias)].map(|(name, it)| (name.to_string(), it));
+        let derived = Weights::derived(tensors.into(), Path::new("slices"));
+        let part = layer(&derived, 2);
+        derived.check(false).unwrap();
+        let x = Tensor::ones((1, 2, 3), DType::F32, &Device::Cpu).unwrap();
+        let gradients = part.forward(&x).unwrap().sum_all().unwrap().backward().unwrap();
+        let gradient = gradients.get(whole.weight().unwrap()).unwrap().sum((1, 2)).unwrap();
+        assert_eq!(gradient.to_vec1::<f32>().unwrap(), [6.0, 6.0, 0.0, 0.0]);
+        assert!(gradients.get(whole.bias().unwrap()).is_some());
     }
 
     #[test]
