@@ -31,6 +31,11 @@ impl Layers {
         Self { weights: self.weights.at(name), ..self.clone() }
     }
 
+    /// The name below which they are.
+    pub fn name(&self) -> &str {
+        self.weights.prefix()
+    }
+
     /// The same, which begin as 0.
     pub fn zero(&self) -> Self {
         Self { weights: self.weights.with_init(Init::Constant(0.0)), ..self.clone() }

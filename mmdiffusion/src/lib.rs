@@ -15,6 +15,7 @@ pub mod network;
 pub mod pair;
 pub mod published;
 pub mod samplers;
+pub mod segment;
 pub mod state;
 pub mod super_resolution;
 pub mod time_embedding;

@@ -15,6 +15,8 @@ mod model;
 mod progress;
 mod sampling;
 mod train;
+mod train_sr;
+mod training;
 mod upscale;
 mod video2audio;
 
@@ -37,6 +39,8 @@ pub enum Command {
     Gallery(gallery::Options),
     /// Train a network of your own on clips
     Train(train::Options),
+    /// Train a super-resolution network of your own on pictures or clips
+    TrainSr(train_sr::Options),
     /// Make clips of bouncing balls, each impact heard: something to train on and to try things with
     MakeDemoData(make_demo_data::Options),
     /// Describe a model: network, sizes, parameters, operations, diffusion, hash
@@ -59,6 +63,7 @@ pub fn run(command: Command, common: &Common) -> anyhow::Result<()> {
         Command::Upscale(options) => upscale::run(&options, common),
         Command::Gallery(options) => gallery::run(&options, common),
         Command::Train(options) => train::run(&options, common),
+        Command::TrainSr(options) => train_sr::run(&options, common),
         Command::MakeDemoData(options) => make_demo_data::run(&options, common),
         Command::Info(options) => info::run(&options, common),
         Command::Convert(options) => convert::run(&options, common),

@@ -6,7 +6,7 @@ use shared::nn::functional::{
     Activation, AttentionOptions, Channels, TokenLayout, avg_pool2d, multi_head_attention,
     upsample_nearest,
 };
-use shared::nn::{Conv1d, Conv2d, GroupNorm};
+use shared::nn::{Conv1d, Conv2d, Dropout, GroupNorm};
 
 use super::plan::LayerPlan;
 use crate::layers::{Layers, Modulation, Modulator, along, normalise};
@@ -67,10 +67,16 @@ impl Block {
         })
     }
 
-    /// The result for `x [B, C, H, W]` and the activated embedding `[B, width]`.
-    pub(super) fn forward(&self, x: Tensor, embedding: &Tensor) -> Result<Tensor> {
+    /// The result for `x [B, C, H, W]` and the activated embedding `[B, width]`; training leaves out
+    /// features.
+    pub(super) fn forward(
+        &self,
+        x: Tensor,
+        embedding: &Tensor,
+        dropout: Option<&Dropout>,
+    ) -> Result<Tensor> {
         self.0.iter().try_fold(x, |x, layer| match layer {
-            Layer::Residual(block) => block.forward(x, embedding),
+            Layer::Residual(block) => block.forward(x, embedding, dropout),
             Layer::Attention(attention) => attention.forward(&x),
             Layer::Down(conv) => conv.forward(&x),
             Layer::Up(conv) => conv.forward(&resample(&x, Resampling::Up)?),
@@ -90,6 +96,8 @@ fn resample(x: &Tensor, resampling: Resampling) -> Result<Tensor> {
 /// Norm, convolution, modulated norm and convolution, beside a short cut.
 #[derive(Clone, Debug)]
 struct ResidualBlock {
+    /// By which dropout tells it from others.
+    name: String,
     resampling: Resampling,
     modulator: Modulator,
     in_norm: GroupNorm,
@@ -111,6 +119,7 @@ impl ResidualBlock {
         let (input, output) = (layers.at("in_layers"), layers.at("out_layers"));
         let skip = || layers.at("skip_connection").conv2d(channels, 1, 1);
         Ok(Self {
+            name: layers.name().to_owned(),
             resampling,
             modulator,
             in_norm: input.at(0).norm(inputs)?,
@@ -121,7 +130,7 @@ impl ResidualBlock {
         })
     }
 
-    fn forward(&self, x: Tensor, embedding: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, embedding: &Tensor, dropout: Option<&Dropout>) -> Result<Tensor> {
         let silu = Activation::Silu;
         // In an order in which large tensors live short.
         let mut hidden = normalise(&x, &self.in_norm, false, None, silu)?;
@@ -139,6 +148,9 @@ impl ResidualBlock {
             }
         };
         hidden = normalise(&hidden, &self.out_norm, false, scale_shift.as_ref(), silu)?;
+        if let Some(dropout) = dropout {
+            hidden = dropout.forward(&hidden, &self.name)?;
+        }
         self.out_conv.forward_add(&hidden, &short_cut)
     }
 }

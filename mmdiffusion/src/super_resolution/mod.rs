@@ -5,6 +5,8 @@ mod bilinear;
 mod blocks;
 pub mod plan;
 
+use std::rc::Rc;
+
 use candle_core::Tensor;
 use shared::nn::functional::Activation;
 use shared::nn::{Conv2d, GroupNorm, Precision, Weights};
@@ -13,7 +15,8 @@ use shared::{Error, Result};
 pub use bilinear::resize_bilinear;
 
 use crate::config::SuperResolutionConfig;
-use crate::layers::{Layers, Modulator, normalise};
+use crate::layers::{Layers, normalise};
+use crate::segment::{Training, embed, segment};
 use crate::time_embedding::TimeEmbedding;
 use blocks::Block;
 use plan::{LayerPlan, Plan};
@@ -110,25 +113,61 @@ impl SuperResolutionUnet {
         low_res: &Tensor,
         observe: &dyn Fn(&str, &Tensor),
     ) -> Result<Tensor> {
-        let [height, width] = self.check(x, model_time, low_res)?;
-        let embedding = Modulator::activate(&self.time.forward(model_time)?)?;
-        let enlarged = resize_bilinear(low_res, [height, width])?;
-        let mut x = self.stem.forward(&Tensor::cat(&[x, &enlarged], 1)?)?;
-        drop(enlarged);
+        self.run(x, model_time, low_res, Training::default(), observe)
+    }
+
+    /// [`SuperResolutionUnet::forward`] as training does it.
+    ///
+    /// # Errors
+    /// As [`SuperResolutionUnet::forward`].
+    pub fn forward_training<'a>(
+        &'a self,
+        x: &Tensor,
+        model_time: &Tensor,
+        low_res: &Tensor,
+        training: Training<'_, 'a>,
+    ) -> Result<Tensor> {
+        self.run(x, model_time, low_res, training, &|_, _| {})
+    }
+
+    fn run<'a>(
+        &'a self,
+        x: &Tensor,
+        model_time: &Tensor,
+        low_res: &Tensor,
+        Training { dropout, tape }: Training<'_, 'a>,
+        observe: &dyn Fn(&str, &Tensor),
+    ) -> Result<Tensor> {
+        let size = self.check(x, model_time, low_res)?;
+        let dropout = dropout.cloned().map(Rc::new);
+        let embedding = embed(tape, model_time, |time| self.time.forward(time))?;
+        let stem = move |_: &Tensor, x: Tensor, low_res: Option<Tensor>| {
+            let enlarged = low_res.map(|low_res| resize_bilinear(&low_res, size)).transpose()?;
+            let inputs: Vec<Tensor> = std::iter::once(x).chain(enlarged).collect();
+            self.stem.forward(&Tensor::cat(&inputs, 1)?)
+        };
+        let mut x = segment(tape, &embedding, x.clone(), Some(low_res.clone()), stem)?;
         observe("input_blocks.0", &x);
         let mut skips = vec![x.clone()];
+        let step = |block: &'a Block, x: Tensor, skip: Option<Tensor>| {
+            let dropout = dropout.clone();
+            segment(tape, &embedding, x, skip, move |embedding, x, skip| {
+                let x = match skip {
+                    Some(skip) => Tensor::cat(&[x, skip], 1)?,
+                    None => x,
+                };
+                block.forward(x, embedding, dropout.as_deref())
+            })
+        };
         for (i, block) in self.input.iter().enumerate() {
-            x = block.forward(x, &embedding)?;
+            x = step(block, x, None)?;
             observe(&format!("input_blocks.{}", i + 1), &x);
             skips.push(x.clone());
         }
-        x = self.middle.forward(x, &embedding)?;
+        x = step(&self.middle, x, None)?;
         observe("middle_block", &x);
         for (i, block) in self.output.iter().enumerate() {
-            if let Some(skip) = skips.pop() {
-                x = Tensor::cat(&[x, skip], 1)?;
-            }
-            x = block.forward(x, &embedding)?;
+            x = step(block, x, skips.pop())?;
             observe(&format!("output_blocks.{i}"), &x);
         }
         self.out_conv.forward(&normalise(&x, &self.out_norm, false, None, Activation::Silu)?)

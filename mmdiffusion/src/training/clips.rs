@@ -1,17 +1,15 @@
 //! Clips to train on, decoded once.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 use shared::data::{to_f32, to_i16};
 use shared::limits::Limits;
 use shared::media::image::Letterbox;
 use shared::media::video::{Channel, ClipOptions, VideoClip, read_clip};
-use shared::report::Progress;
 use shared::{Error, Result};
 
+use super::library::{Decoded, Library, LibraryOptions};
 use crate::Pair;
 
 /// The form of the clips that a network is trained on.
@@ -72,84 +70,63 @@ pub struct Window {
     pub audio: Vec<f32>,
 }
 
-/// Recordings decoded once and kept in memory up to a limit, from which windows are cut; those beyond
-/// are decoded again each time. Both ways give the same.
+/// Recordings from which windows are cut.
 #[derive(Debug)]
 pub struct ClipSet {
     form: ClipForm,
     limits: Limits,
-    recordings: Vec<Recording>,
+    library: Library<Recording>,
+    /// Frames of each recording.
+    frames: Vec<usize>,
 }
 
 #[derive(Debug)]
 struct Recording {
-    path: PathBuf,
-    frames: usize,
-    decoded: Option<Decoded>,
-}
-
-#[derive(Debug)]
-struct Decoded {
     /// `[F, H, W, 3]`.
     pixels: Vec<u8>,
     samples: Vec<i16>,
+    frames: usize,
+}
+
+impl Decoded for Recording {
+    fn bytes(&self) -> u64 {
+        (self.pixels.len() + 2 * self.samples.len()) as u64
+    }
+
+    fn frames(&self) -> usize {
+        self.frames
+    }
 }
 
 impl ClipSet {
-    /// The recordings in `files`, of which at most `memory_bytes` are kept decoded, and why others are
-    /// left out: those that cannot be read, have no picture or no sound, or are too short.
+    /// The recordings in `files`, and why others are left out: those that cannot be read, have no
+    /// picture or no sound, or are too short.
     ///
     /// # Errors
-    /// As [`ClipForm::check`]; [`Error::Argument`] when no recording is left.
+    /// As [`ClipForm::check`]; [`Error::Argument`] when no recording is left; [`Error::Io`] when the
+    /// index cannot be written.
     pub fn read(
         files: &[PathBuf],
         form: ClipForm,
-        memory_bytes: u64,
+        options: &LibraryOptions,
         limits: &Limits,
-        quiet: bool,
     ) -> Result<(Self, Vec<Error>)> {
         form.check()?;
-        let progress = Progress::new("read clips", "files", Some(files.len() as u64), quiet);
-        let used_bytes = AtomicU64::new(0);
-        let read = |path: &PathBuf| -> Result<Recording> {
-            let decoded = decode(path, &form, limits);
-            progress.inc(1);
-            let (frames, decoded) = decoded?;
-            let bytes = (decoded.pixels.len() + 2 * decoded.samples.len()) as u64;
-            let fits = used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= memory_bytes;
-            if !fits {
-                used_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            }
-            Ok(Recording { path: path.clone(), frames, decoded: fits.then_some(decoded) })
-        };
-        let results: Vec<Result<Recording>> = files.par_iter().map(read).collect();
-        progress.finish();
-        let (mut recordings, mut failures) = (vec![], vec![]);
-        for result in results {
-            match result {
-                Ok(recording) => recordings.push(recording),
-                Err(error) => failures.push(error),
-            }
-        }
-        if recordings.is_empty() {
-            let first =
-                failures.first().map_or_else(String::new, |error| format!("; first: {error}"));
-            return Err(Error::Argument(format!(
-                "none of {} files is a clip to train on{first}",
-                files.len()
-            )));
-        }
-        Ok((Self { form, limits: limits.clone(), recordings }, failures))
+        let purpose = format!("clips of at least {} frames at {} fps", form.frames, form.fps);
+        let decode = |path: &Path| decode(path, &form, limits);
+        let (library, failures) = Library::read(files, &purpose, options, decode)?;
+        let frames = library.frames().collect();
+        Ok((Self { form, limits: limits.clone(), library, frames }, failures))
     }
 
     /// Number of recordings.
     pub fn len(&self) -> usize {
-        self.recordings.len()
+        self.frames.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.recordings.is_empty()
+        self.frames.is_empty()
     }
 
     /// The form of the windows.
@@ -159,7 +136,7 @@ impl ClipSet {
 
     /// Number of frames at which a window of recording `number` can begin, at least one.
     pub fn places(&self, number: usize) -> usize {
-        let frames = self.recordings.get(number).map_or(0, |recording| recording.frames);
+        let frames = self.frames.get(number).copied().unwrap_or(0);
         frames.saturating_sub(self.form.frames) + 1
     }
 
@@ -169,18 +146,15 @@ impl ClipSet {
     /// # Errors
     /// When there is no such window; those of [`read_clip`].
     pub fn window(&self, number: usize, first: usize, mirrored: bool) -> Result<Window> {
-        let recording = self.recordings.get(number).filter(|_| first < self.places(number));
-        let Some(recording) = recording else {
+        if first >= self.places(number) {
             return Err(Error::Argument(format!("there is no window {first} of clip {number}")));
-        };
-        let again;
-        let Decoded { pixels, samples } = match &recording.decoded {
-            Some(decoded) => decoded,
-            None => {
-                again = decode(&recording.path, &self.form, &self.limits)?.1;
-                &again
-            }
-        };
+        }
+        let decode = |path: &Path| decode(path, &self.form, &self.limits);
+        self.library.with(number, decode, |recording| Ok(self.cut(recording, first, mirrored)))
+    }
+
+    fn cut(&self, recording: &Recording, first: usize, mirrored: bool) -> Window {
+        let Recording { pixels, samples, .. } = recording;
         let ClipForm { frames, fps, height, width, samples: length, rate_hz } = self.form;
         let area = height * width;
         let from_byte = |byte: u8| f32::from(byte) / 127.5 - 1.0;
@@ -198,7 +172,7 @@ impl ClipSet {
         let start = (first as f64 / f64::from(fps) * f64::from(rate_hz)).round() as usize;
         let mut audio = to_f32(samples.get(start..).unwrap_or_default());
         audio.resize(length, 0.0);
-        Ok(Window { video, audio })
+        Window { video, audio }
     }
 
     /// The pair of `windows`.
@@ -217,8 +191,8 @@ impl ClipSet {
     }
 }
 
-/// A whole recording in the form of the windows, and its number of frames.
-fn decode(path: &Path, form: &ClipForm, limits: &Limits) -> Result<(usize, Decoded)> {
+/// A whole recording in the form of the windows.
+fn decode(path: &Path, form: &ClipForm, limits: &Limits) -> Result<Recording> {
     let lacks =
         |what: &str| Error::media(path, format!("has no {what}, so it is no clip to train on"));
     let VideoClip { frames, sound, .. } = read_clip(path, &form.options(), limits)?;
@@ -235,8 +209,11 @@ fn decode(path: &Path, form: &ClipForm, limits: &Limits) -> Result<(usize, Decod
             ),
         ));
     }
-    let decoded = Decoded { pixels: frames.pixels().to_vec(), samples: to_i16(&sound.samples) };
-    Ok((frames.count(), decoded))
+    Ok(Recording {
+        frames: frames.count(),
+        pixels: frames.pixels().to_vec(),
+        samples: to_i16(&sound.samples),
+    })
 }
 
 #[cfg(test)]
@@ -250,6 +227,10 @@ pub(super) mod tests {
 
     pub const FORM: ClipForm =
         ClipForm { frames: 4, fps: 10, height: 8, width: 8, samples: 1_600, rate_hz: 4_000 };
+
+    pub fn options() -> LibraryOptions {
+        LibraryOptions { memory_bytes: 1 << 30, index: None, quiet: true }
+    }
 
     /// Writes made clips of 6 frames and 32 x 32 pixels.
     pub fn write_clips(folder: &Path, count: u64) -> Vec<PathBuf> {
@@ -270,14 +251,23 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = write_clips(folder.path(), 2);
         let limits = Limits::default();
-        let read = |bytes| ClipSet::read(&files, FORM, bytes, &limits, true).unwrap().0;
-        let (kept, decoded_again) = (read(1 << 30), read(0));
+        let index = folder.path().join("clips.json");
+        let read = |memory_bytes, index: Option<&Path>| {
+            let index = index.map(Path::to_path_buf);
+            let options = LibraryOptions { memory_bytes, index, quiet: true };
+            ClipSet::read(&files, FORM, &options, &limits).unwrap().0
+        };
+        let (kept, decoded_again) = (read(1 << 30, Some(&index)), read(0, None));
+        // From the index, decoded only when they are wanted.
+        let indexed = read(1 << 30, Some(&index));
         assert_eq!((kept.len(), kept.places(0)), (2, 3));
         for number in 0..2 {
             for first in 0..3 {
                 let a = kept.window(number, first, false).unwrap();
                 let b = decoded_again.window(number, first, false).unwrap();
                 assert_eq!((&a.video, &a.audio), (&b.video, &b.audio));
+                let c = indexed.window(number, first, false).unwrap();
+                assert_eq!((&a.video, &a.audio), (&c.video, &c.audio));
                 assert_eq!((a.video.len(), a.audio.len()), (4 * 3 * 64, 1_600));
                 let mirrored = kept.window(number, first, true).unwrap();
                 for (row, other) in a.video.chunks(8).zip(mirrored.video.chunks(8)) {
@@ -310,8 +300,12 @@ pub(super) mod tests {
         let broken = folder.path().join("broken.mp4");
         std::fs::write(&broken, b"no video").unwrap();
         files.extend([silent, short, broken]);
-        let (clips, failures) =
-            ClipSet::read(&files, FORM, 1 << 30, &Limits::default(), true).unwrap();
+        let index = folder.path().join("clips.json");
+        let read = |files: &[PathBuf]| {
+            let options = LibraryOptions { index: Some(index.clone()), ..options() };
+            ClipSet::read(files, FORM, &options, &Limits::default())
+        };
+        let (clips, failures) = read(&files).unwrap();
         assert_eq!(clips.len(), 1);
         let messages: Vec<String> = failures.iter().map(ToString::to_string).collect();
         for words in [["silent.mp4", "no sound"], ["short.mp4", "3 frames"], ["broken.mp4", ""]] {
@@ -320,7 +314,15 @@ pub(super) mod tests {
                 "{messages:?}"
             );
         }
-        let nothing = ClipSet::read(&files[1..], FORM, 1 << 30, &Limits::default(), true);
-        assert!(nothing.is_err());
+        assert!(read(&files[1..]).is_err());
+
+        // The index says the same, and files that changed are looked at again.
+        let again: Vec<String> = read(&files).unwrap().1.iter().map(ToString::to_string).collect();
+        assert_eq!(again, messages);
+        std::fs::copy(&files[0], &files[3]).unwrap();
+        std::fs::write(&files[0], b"broken now").unwrap();
+        let (clips, failures) = read(&files).unwrap();
+        assert_eq!((clips.len(), failures.len()), (1, 3));
+        clips.window(0, 0, false).unwrap();
     }
 }

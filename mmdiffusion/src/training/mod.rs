@@ -2,12 +2,22 @@
 
 mod clips;
 mod config;
+mod coupled;
+mod degradation;
+mod library;
 mod objective;
+mod pictures;
 mod run;
 mod step_sampler;
+mod super_resolution;
 
 pub use clips::{ClipForm, ClipSet, Window};
-pub use config::TrainConfig;
+pub use config::{CoupledTraining, OptimisationConfig, SuperResolutionTraining};
+pub use coupled::train_coupled;
+pub use degradation::degraded;
+pub use library::LibraryOptions;
 pub use objective::{Losses, Objective};
-pub use run::{RunOptions, train};
+pub use pictures::{PictureSet, SizedPicture};
+pub use run::{RunOptions, initial_weights};
 pub use step_sampler::{StepSampler, StepSampling};
+pub use super_resolution::train_super_resolution;

@@ -54,9 +54,9 @@ impl CrossAttention {
         })
     }
 
-    /// Whether the window is shifted at random.
-    pub(crate) fn shifts(&self) -> bool {
-        self.plan.shifts
+    /// Which of the windows that are shifted at random it has, if any.
+    pub(super) fn shift(&self) -> Option<usize> {
+        self.plan.shift
     }
 
     /// See [`shared::nn::Conv::compact`].

@@ -8,11 +8,11 @@ mod modality;
 pub mod plan;
 mod residual;
 
-use std::cell::Cell;
+use std::rc::Rc;
 
 use candle_core::Tensor;
 use shared::nn::functional::Activation;
-use shared::nn::{Precision, Weights};
+use shared::nn::{Dropout, Precision, Weights};
 use shared::{Error, Result};
 
 pub use attention::{SelfAttention, VideoAttention};
@@ -23,7 +23,8 @@ pub use residual::ResidualBlock;
 
 use crate::Pair;
 use crate::config::UnetConfig;
-use crate::layers::{Layers, Modulator};
+use crate::layers::Layers;
+use crate::segment::{Training, embed, segment};
 use crate::time_embedding::TimeEmbedding;
 use modality::{AUDIO_FACTOR, VIDEO_FACTOR};
 use plan::{BlockPlan, LayerPlan, Plan};
@@ -58,17 +59,10 @@ struct Head {
     conv: Convolution,
 }
 
-/// The shifts of windows, of which each block takes one.
-struct ShiftQueue<'a> {
-    shifts: &'a [usize],
-    taken: Cell<usize>,
-}
-
-impl ShiftQueue<'_> {
-    fn take(&self) -> usize {
-        let at = self.taken.replace(self.taken.get() + 1);
-        self.shifts.get(at).copied().unwrap_or_default()
-    }
+/// What blocks need beside features and time.
+struct Draws {
+    shifts: Vec<usize>,
+    dropout: Option<Dropout>,
 }
 
 impl CoupledUnet {
@@ -159,25 +153,60 @@ impl CoupledUnet {
         shifts: &[usize],
         observe: &dyn Fn(&str, &Pair),
     ) -> Result<Pair> {
+        self.run(x, model_time, shifts, Training::default(), observe)
+    }
+
+    /// [`CoupledUnet::forward`] as training does it.
+    ///
+    /// # Errors
+    /// As [`CoupledUnet::forward`].
+    pub fn forward_training<'a>(
+        &'a self,
+        x: &Pair,
+        model_time: &Tensor,
+        shifts: &[usize],
+        training: Training<'_, 'a>,
+    ) -> Result<Pair> {
+        self.run(x, model_time, shifts, training, &|_, _| {})
+    }
+
+    fn run<'a>(
+        &'a self,
+        x: &Pair,
+        model_time: &Tensor,
+        shifts: &[usize],
+        Training { dropout, tape }: Training<'_, 'a>,
+        observe: &dyn Fn(&str, &Pair),
+    ) -> Result<Pair> {
         self.check(x, model_time, shifts)?;
-        let shifts = ShiftQueue { shifts, taken: Cell::new(0) };
-        let embedding = Modulator::activate(&self.time.forward(model_time)?)?;
+        let draws = Rc::new(Draws { shifts: shifts.to_vec(), dropout: dropout.cloned() });
+        let embedding = embed(tape, model_time, |time| self.time.forward(time))?;
         let [video, audio] = &self.stem;
-        let mut x = Pair { video: video.forward(&x.video)?, audio: audio.forward(&x.audio)? };
+        let stem = |_: &Tensor, x: Pair, _: Option<Pair>| {
+            Ok(Pair { video: video.forward(&x.video)?, audio: audio.forward(&x.audio)? })
+        };
+        let mut x = segment(tape, &embedding, x.clone(), None, stem)?;
         observe("input_blocks.0", &x);
         let mut skips = vec![x.clone()];
+        let step = |block: &'a Block, x: Pair, skip: Option<Pair>| {
+            let draws = draws.clone();
+            segment(tape, &embedding, x, skip, move |embedding, x, skip| {
+                let x = match skip {
+                    Some(skip) => joined(x, skip)?,
+                    None => x,
+                };
+                block.forward(x, embedding, &draws)
+            })
+        };
         for (i, block) in self.input.iter().enumerate() {
-            x = block.forward(x, &embedding, &shifts)?;
+            x = step(block, x, None)?;
             observe(&format!("input_blocks.{}", i + 1), &x);
             skips.push(x.clone());
         }
-        x = self.middle.forward(x, &embedding, &shifts)?;
+        x = step(&self.middle, x, None)?;
         observe("middle_blocks", &x);
         for (i, block) in self.output.iter().enumerate() {
-            if let Some(skip) = skips.pop() {
-                x = joined(x, skip)?;
-            }
-            x = block.forward(x, &embedding, &shifts)?;
+            x = step(block, x, skips.pop())?;
             observe(&format!("output_blocks.{i}"), &x);
         }
         let [video, audio] = &self.heads;
@@ -249,11 +278,13 @@ impl Block {
         plan.layers.iter().enumerate().map(layer).collect::<Result<_>>().map(Self)
     }
 
-    fn forward(&self, x: Pair, embedding: &Tensor, shifts: &ShiftQueue) -> Result<Pair> {
+    fn forward(&self, x: Pair, embedding: &Tensor, draws: &Draws) -> Result<Pair> {
         self.0.iter().try_fold(x, |x, layer| match layer {
-            Layer::Residual(block) => block.forward(x, embedding),
-            Layer::Cross(attention) if attention.shifts() => attention.forward(x, shifts.take()),
-            Layer::Cross(attention) => attention.forward(x, 0),
+            Layer::Residual(block) => block.forward(x, embedding, draws.dropout.as_ref()),
+            Layer::Cross(attention) => {
+                let shift = attention.shift().and_then(|number| draws.shifts.get(number));
+                attention.forward(x, shift.copied().unwrap_or_default())
+            }
         })
     }
 }

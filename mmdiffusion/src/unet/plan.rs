@@ -44,8 +44,8 @@ pub struct CrossPlan {
     pub heads: usize,
     /// Frames of the window.
     pub window: usize,
-    /// Whether the window is shifted at random.
-    pub shifts: bool,
+    /// Which of the windows that are shifted at random it is, in the order of execution, if any.
+    pub shift: Option<usize>,
 }
 
 /// A layer of a block.
@@ -88,7 +88,7 @@ impl Plan {
         config.check()?;
         let levels = config.level_channels()?;
         let stem = levels.first().copied().unwrap_or_default();
-        let mut planner = Planner { config, channels: stem, counter: 1 };
+        let mut planner = Planner { config, channels: stem, counter: 1, shifting: 0 };
         let mut skips = vec![stem];
 
         let mut input = vec![];
@@ -111,7 +111,7 @@ impl Plan {
         let level = levels.len() - 1;
         let mut layers = vec![planner.middle_residual()];
         if config.has_middle_cross_attention() {
-            layers.push(LayerPlan::Cross(planner.cross_over(config.frames(), false)));
+            layers.push(LayerPlan::Cross(planner.cross_over(config.frames(), None)));
             layers.push(planner.middle_residual());
         } else {
             layers.push(planner.middle_residual());
@@ -144,7 +144,7 @@ impl Plan {
     pub fn shifting_windows(&self) -> Vec<usize> {
         let layers = self.blocks().flat_map(|block| &block.layers);
         let windows = layers.filter_map(|layer| match layer {
-            LayerPlan::Cross(CrossPlan { window, shifts: true, .. }) => Some(*window),
+            LayerPlan::Cross(CrossPlan { window, shift: Some(_), .. }) => Some(*window),
             _ => None,
         });
         windows.collect()
@@ -157,6 +157,8 @@ struct Planner<'a> {
     channels: usize,
     /// Counts the residual blocks, up in the encoder and down in the decoder.
     counter: usize,
+    /// Number of windows so far that are shifted at random.
+    shifting: usize,
 }
 
 impl Planner<'_> {
@@ -195,14 +197,16 @@ impl Planner<'_> {
         }
     }
 
-    fn cross(&self, level: usize) -> Option<LayerPlan> {
+    fn cross(&mut self, level: usize) -> Option<LayerPlan> {
         let window = self.config.window(1 << level)?;
-        Some(LayerPlan::Cross(self.cross_over(window, self.config.cross_attention_shift)))
+        let shift = self.config.cross_attention_shift.then_some(self.shifting);
+        self.shifting += usize::from(shift.is_some());
+        Some(LayerPlan::Cross(self.cross_over(window, shift)))
     }
 
-    fn cross_over(&self, window: usize, shifts: bool) -> CrossPlan {
+    fn cross_over(&self, window: usize, shift: Option<usize>) -> CrossPlan {
         let heads = self.config.cross_heads(self.channels);
-        CrossPlan { channels: self.channels, heads, window, shifts }
+        CrossPlan { channels: self.channels, heads, window, shift }
     }
 }
 

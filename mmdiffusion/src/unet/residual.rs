@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use shared::Result;
+use shared::nn::Dropout;
 use shared::nn::functional::Activation;
 
 use super::attention::{SelfAttention, VideoAttention};
@@ -47,11 +48,11 @@ impl ResidualBlock {
         self.audio_attention.iter_mut().try_for_each(SelfAttention::compact)
     }
 
-    /// The result for `x` and the activated embedding `[B, width]`.
-    pub fn forward(&self, x: Pair, embedding: &Tensor) -> Result<Pair> {
+    /// The result for `x` and the activated embedding `[B, width]`; training leaves out features.
+    pub fn forward(&self, x: Pair, embedding: &Tensor, dropout: Option<&Dropout>) -> Result<Pair> {
         let modulation = self.modulator.forward(embedding)?;
-        let mut video = self.video.forward(x.video, &modulation)?;
-        let mut audio = self.audio.forward(x.audio, &modulation)?;
+        let mut video = self.video.forward(x.video, &modulation, dropout)?;
+        let mut audio = self.audio.forward(x.audio, &modulation, dropout)?;
         if let Some(attention) = &self.video_attention {
             video = attention.forward(video)?;
         }
@@ -65,6 +66,8 @@ impl ResidualBlock {
 /// The block for one modality.
 #[derive(Clone, Debug)]
 struct Branch {
+    /// By which dropout tells it from others.
+    name: String,
     modality: Modality,
     resampling: Resampling,
     in_norm: Norm,
@@ -86,6 +89,7 @@ impl Branch {
         };
         let skip = || Convolution::pointwise(&part("skip_connection"), modality, plan.channels);
         Ok(Self {
+            name: format!("{}.{}", layers.name(), modality.name()),
             modality,
             resampling: plan.resampling,
             in_norm: Norm::new(&input.at(0), inputs)?,
@@ -97,7 +101,12 @@ impl Branch {
     }
 
     /// The steps are in an order in which large tensors live short.
-    fn forward(&self, x: Tensor, modulation: &Modulation) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: Tensor,
+        modulation: &Modulation,
+        dropout: Option<&Dropout>,
+    ) -> Result<Tensor> {
         let resample = |x: &Tensor| resample(x, self.modality, self.resampling);
         let mut hidden = self.in_norm.forward(&x, Activation::Silu)?;
         let mut short_cut = resample(&x)?;
@@ -107,6 +116,9 @@ impl Branch {
         }
         hidden = resample(&self.in_conv.forward(&hidden)?)?;
         hidden = self.out_norm.forward_modulated(&hidden, modulation)?;
+        if let Some(dropout) = dropout {
+            hidden = dropout.forward(&hidden, &self.name)?;
+        }
         self.out_conv.forward_add(&hidden, &short_cut)
     }
 }

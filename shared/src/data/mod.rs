@@ -22,4 +22,5 @@ pub use buckets::length_buckets;
 pub use crop::{consecutive_segments, evaluation_segments, random_crop, wrapped};
 pub use loader::{Batch, Loader, LoaderOptions, Position};
 pub use manifest::{Filter, Manifest, SpeakerIndex, Utterance};
+pub use tree::files_in;
 pub use trials::{Trial, TrialList};

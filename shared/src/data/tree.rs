@@ -19,7 +19,7 @@ const TRANSCRIPT_ENDING: &str = ".trans.txt";
 /// Reads a folder: in LibriSpeech's form if it holds transcripts, else one of speakers' recordings.
 pub(super) fn read(folder: &Path, limits: &Limits) -> Result<Manifest> {
     let mut found = Found::default();
-    walk(folder, &mut Vec::new(), &mut found)?;
+    walk(folder, &AUDIO_EXTENSIONS, &mut Vec::new(), &mut found)?;
     if found.recordings.is_empty() {
         return Err(Error::Argument(format!(
             "{}: no recording in this folder (files ending in {})",
@@ -34,15 +34,38 @@ pub(super) fn read(folder: &Path, limits: &Limits) -> Result<Manifest> {
     }
 }
 
+/// The files under `folder` whose names end in one of `extensions` (`mp4`), in the order of their
+/// names. Hidden ones are left alone.
+///
+/// # Errors
+/// [`Error::Argument`] when there is none, or a link leads back; [`Error::Io`].
+pub fn files_in(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut found = Found::default();
+    walk(folder, extensions, &mut Vec::new(), &mut found)?;
+    match found.recordings.is_empty() {
+        false => Ok(found.recordings),
+        true => Err(Error::Argument(format!(
+            "{}: no file in this folder that ends in {}",
+            folder.display(),
+            extensions.join(", ")
+        ))),
+    }
+}
+
 #[derive(Default)]
 struct Found {
     recordings: Vec<PathBuf>,
     transcripts: Vec<PathBuf>,
 }
 
-/// Collects the files under `folder` in the order of their names. `parents` are the real paths of
+/// Collects transcripts and files of such extensions under `folder` in the order of their names. `parents` are the real paths of
 /// the folders above, to notice links that lead back.
-fn walk(folder: &Path, parents: &mut Vec<PathBuf>, found: &mut Found) -> Result<()> {
+fn walk(
+    folder: &Path,
+    extensions: &[&str],
+    parents: &mut Vec<PathBuf>,
+    found: &mut Found,
+) -> Result<()> {
     let real = fs::canonicalize(folder).map_err(Error::io(folder))?;
     if parents.contains(&real) {
         return Err(Error::Argument(format!(
@@ -58,17 +81,17 @@ fn walk(folder: &Path, parents: &mut Vec<PathBuf>, found: &mut Found) -> Result<
     parents.push(real);
     for path in entries {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let is_audio = || {
+        let is_wanted = || {
             let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
-            AUDIO_EXTENSIONS.contains(&extension)
+            extensions.contains(&extension)
         };
         if name.starts_with('.') {
             continue;
         } else if path.is_dir() {
-            walk(&path, parents, found)?;
+            walk(&path, extensions, parents, found)?;
         } else if name.ends_with(TRANSCRIPT_ENDING) {
             found.transcripts.push(path);
-        } else if is_audio() {
+        } else if is_wanted() {
             found.recordings.push(path);
         }
     }

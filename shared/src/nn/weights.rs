@@ -161,6 +161,11 @@ impl Weights {
         Self { store: Arc::new(Mutex::new(store)), prefix: String::new(), init: None }
     }
 
+    /// The prefix of the names.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The same weights with `name` appended to the prefix: `weights.at("blocks").at(0)`.
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
         Self { prefix: self.name(&name.to_string()), ..self.clone() }

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::Tape;
 use super::elements::with_elements;
 use crate::nn::Parameter;
 use crate::{Error, Result};
@@ -48,8 +49,16 @@ impl Gradients {
     /// # Errors
     /// As [`Gradients::of`].
     pub fn add(&mut self, loss: &Tensor, weight: f64) -> Result<()> {
+        self.add_taped(loss, weight, Tape::new())
+    }
+
+    /// [`Gradients::add`] of a loss that was computed from the results of a tape.
+    ///
+    /// # Errors
+    /// As [`Tape::backward`].
+    pub fn add_taped(&mut self, loss: &Tensor, weight: f64, tape: Tape) -> Result<()> {
         let weighted = if weight == 1.0 { loss.clone() } else { (loss * weight)? };
-        let mut store = weighted.backward()?;
+        let mut store = tape.backward(&weighted)?;
         for (sum, parameter) in self.tensors.iter_mut().zip(&self.parameters) {
             let gradient = store.remove(parameter.var.as_tensor());
             *sum = match (sum.take(), gradient) {

@@ -46,6 +46,10 @@ pub struct TrainerConfig {
     /// Number of checkpoints that are kept.
     #[serde(default = "two")]
     pub keep: NonZeroUsize,
+    /// Most steps in a row that may leave the weights as they are because the loss or a gradient is NaN
+    /// or infinite; one more ends the run.
+    #[serde(default)]
+    pub tolerated: u64,
 }
 
 fn every_step() -> u64 {
@@ -95,6 +99,8 @@ pub struct StepOutcome {
     pub loss: f64,
     /// Further numbers for the log.
     pub metrics: Vec<(String, f64)>,
+    /// What the user should know.
+    pub notes: Vec<String>,
 }
 
 /// What an evaluation found.
@@ -156,6 +162,8 @@ pub struct Trainer {
     states: StateFolder,
     logger: Logger,
     steps_done: u64,
+    /// Steps in a row, up to now, that left the weights as they were.
+    skipped: u64,
     interrupt: Interrupt,
     quiet: bool,
     limits: Limits,
@@ -186,11 +194,14 @@ impl Trainer {
         let mut ema = Ema::new(&parameters, &config.ema_rates)?;
         let states = StateFolder::open(folder, config.keep)?;
         let limits = Limits::default();
-        let steps_done = match states.resume(&limits)? {
+        let (steps_done, skipped) = match states.resume(&limits)? {
             Some(state) => {
-                restore(folder, state, &config, weights, &mut optimiser, &mut ema, task)?
+                let skipped = state.values.get("skipped").and_then(Value::as_u64);
+                let steps =
+                    restore(folder, state, &config, weights, &mut optimiser, &mut ema, task)?;
+                (steps, skipped.unwrap_or_default())
             }
-            None => 0,
+            None => (0, 0),
         };
         Ok(Self {
             logger: Logger::open(folder, steps_done)?,
@@ -201,6 +212,7 @@ impl Trainer {
             ema,
             states,
             steps_done,
+            skipped,
             interrupt: Interrupt::default(),
             quiet: true,
             limits,
@@ -266,14 +278,28 @@ impl Trainer {
         let step = self.steps_done;
         let mut gradients = Gradients::new(&self.parameters);
         let outcome = task.step(step, &mut gradients)?;
-        if !outcome.loss.is_finite() {
-            return Err(Error::NonFinite { what: format!("the loss of step {step}") });
-        }
-        gradients.require(|parameter| task.uses(step, parameter))?;
-        let norm = match self.config.clip_norm {
-            Some(max_norm) => gradients.clip(max_norm)?,
-            None => gradients.norm()?,
+        outcome.notes.iter().for_each(|note| progress.note(note));
+        let norm = match outcome.loss.is_finite() {
+            true => {
+                gradients.require(|parameter| task.uses(step, parameter))?;
+                self.clip(&mut gradients)
+            }
+            false => Err(Error::NonFinite { what: format!("the loss of step {step}") }),
         };
+        let norm = match norm {
+            Err(error @ (Error::NonFinite { .. } | Error::NoGradient { .. }))
+                if self.skipped < self.config.tolerated =>
+            {
+                self.skipped += 1;
+                self.steps_done += 1;
+                progress.note(format!("step {step} changes nothing: {error}"));
+                progress.inc(1);
+                let skipped = [("skipped".to_string(), self.skipped as f64)];
+                return self.logger.record(self.steps_done, &skipped);
+            }
+            norm => norm?,
+        };
+        self.skipped = 0;
         let lr = self.config.schedule.lr(step);
         self.optimiser.step(lr, &gradients)?;
         self.ema.update()?;
@@ -290,6 +316,14 @@ impl Trainer {
             self.logger.record(self.steps_done, &numbers)?;
         }
         Ok(())
+    }
+
+    /// Clips where that is asked for; the norm of the gradients before.
+    fn clip(&self, gradients: &mut Gradients) -> Result<f64> {
+        match self.config.clip_norm {
+            Some(max_norm) => gradients.clip(max_norm),
+            None => gradients.norm(),
+        }
     }
 
     fn evaluate(&mut self, task: &mut impl Task, progress: &Progress) -> Result<()> {
@@ -325,6 +359,7 @@ impl Trainer {
             values: json!({
                 "settings": self.config.identity(),
                 "updates": optimiser.steps,
+                "skipped": self.skipped,
                 "task": task.state(),
             }),
         })

@@ -90,6 +90,7 @@ pub fn train(
             evaluate_every: options.evaluate_every,
             save_every: options.save_every,
             keep: NonZeroUsize::MIN,
+            tolerated: 0,
         };
         let stage_folder = folder.join(format!("stage-{number}"));
         let mut task = StageTask {
@@ -178,7 +179,7 @@ impl Task for StageTask<'_> {
             ("accuracy".to_owned(), accuracy(&classified.logits, &labels)?),
             ("margin".to_owned(), margin),
         ];
-        Ok(StepOutcome { loss, metrics })
+        Ok(StepOutcome { loss, metrics, ..StepOutcome::default() })
     }
 
     fn evaluate(&mut self, _steps: u64, _ema: &Ema) -> Result<Evaluation> {

@@ -108,7 +108,7 @@ pub fn residual_blocks(case: &mut Case) -> Result<()> {
         let block = ResidualBlock::new(&layers, &plan, width)?;
         weights.check(false)?;
         let embedding = Modulator::activate(&embedding)?;
-        let result = block.forward(pair(case, &format!("in.{name}."))?, &embedding)?;
+        let result = block.forward(pair(case, &format!("in.{name}."))?, &embedding, None)?;
         check_pair(case, &format!("{name}."), &result)?;
     }
     Ok(())
@@ -121,7 +121,7 @@ pub fn cross_attention(case: &mut Case) -> Result<()> {
             channels: size("channels")?,
             heads: size("heads")?,
             window: size("local_window")?,
-            shifts: value["window_shift"].as_bool().context("window_shift")?,
+            shift: value["window_shift"].as_bool().context("window_shift")?.then_some(0),
         };
         let weights = sub_weights(case, &name)?;
         let attention = CrossAttention::new(&Layers::new(&weights, Precision::F32), &plan)?;

@@ -1,6 +1,7 @@
 //! Pictures in memory, and PNG and GIF files from them.
 
 mod gif;
+mod jpeg;
 mod letterbox;
 mod png;
 

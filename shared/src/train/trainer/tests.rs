@@ -84,7 +84,11 @@ impl Task for Toy {
             // So long that the pipe is soon full: the process cannot run far ahead of its reader.
             println!("step {step:4096}");
         }
-        Ok(StepOutcome { loss: value, metrics: vec![("mean".into(), 0.0)] })
+        Ok(StepOutcome {
+            loss: value,
+            metrics: vec![("mean".into(), 0.0)],
+            ..StepOutcome::default()
+        })
     }
 
     fn uses(&self, step: u64, parameter: &Parameter) -> bool {
@@ -109,6 +113,17 @@ impl Task for Toy {
             Stream::from_state(&state).ok_or_else(|| Error::Argument("malformed stream".into()))?;
         Ok(())
     }
+}
+
+/// The weights in the latest checkpoint.
+fn weights_of(folder: &Path) -> BTreeMap<String, Vec<f32>> {
+    let states = StateFolder::open(folder, two()).unwrap();
+    let state = states.resume(&Limits::default()).unwrap().unwrap();
+    let weights = state
+        .tensors
+        .into_iter()
+        .filter(|(name, _)| ["model.a", "model.b"].contains(&name.as_str()));
+    weights.map(|(name, tensor)| (name, tensor.flatten_all().unwrap().to_vec1().unwrap())).collect()
 }
 
 fn config(steps: u64) -> TrainerConfig {
@@ -230,6 +245,25 @@ fn what_goes_wrong_is_named_and_leaves_the_last_checkpoint() {
         }
     }
     assert_eq!(train(&folder, config(9), |_| {}).unwrap().seen, [8]);
+}
+
+#[test]
+fn some_faulty_steps_in_a_row_are_tolerated() {
+    let tolerant = |steps| TrainerConfig { tolerated: 3, ..config(steps) };
+    for fault in [Fault::Nan, Fault::InfiniteGradient] {
+        let (_folder, folder, _) = folders();
+        train(&folder, tolerant(8), |_| {}).unwrap();
+        let before = weights_of(&folder);
+        // Two now, two after a pause: the fourth is one too many.
+        train(&folder, tolerant(10), |toy| toy.fault = Some(fault)).unwrap();
+        assert_eq!(weights_of(&folder), before);
+        let error = train(&folder, tolerant(20), |toy| toy.fault = Some(fault)).err().unwrap();
+        assert!(matches!(error, Error::NonFinite { .. } | Error::NoGradient { .. }), "{error}");
+        // A good step in between makes the count begin again.
+        train(&folder, tolerant(11), |_| {}).unwrap();
+        assert_ne!(weights_of(&folder), before);
+        train(&folder, tolerant(14), |toy| toy.fault = Some(fault)).unwrap();
+    }
 }
 
 #[test]
