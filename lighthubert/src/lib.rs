@@ -8,19 +8,25 @@ pub mod config;
 pub mod conv_layers;
 pub mod cost;
 pub mod extractor;
+pub mod hugging_face;
 pub mod masking;
 pub mod network;
 pub mod padding;
 pub mod positional;
 pub mod published;
+pub mod signal;
 pub mod space;
+pub mod speech_encoder;
 pub mod subnet;
 pub mod supernet;
+#[cfg(test)]
+mod tiny;
 pub mod transformer;
 
 pub use config::{EncoderConfig, NetworkConfig, RATE_HZ, SupernetConfig};
 pub use network::{Conditions, Encoded, Network};
 pub use padding::PaddingRule;
 pub use space::{SearchSpace, SpaceName};
+pub use speech_encoder::{ChunkConfig, Layers, SpeechEncoder};
 pub use subnet::{LayerShape, Subnet, Window};
 pub use supernet::Supernet;
