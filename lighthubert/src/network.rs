@@ -9,6 +9,7 @@ use shared::nn::{Init, LayerNorm, Linear, Weights};
 use shared::{Error, Result};
 
 use crate::config::{NORM_EPS, NetworkConfig};
+use crate::cost;
 use crate::extractor::ConvExtractor;
 use crate::padding::{PaddingRule, frame_padding};
 use crate::positional::PositionalConv;
@@ -117,6 +118,10 @@ impl Network {
         trainable: bool,
         device: &Device,
     ) -> Result<(Self, Weights, LoadReport)> {
+        config.check()?;
+        let heads = &config.encoder.heads;
+        let heads = heads.counts.iter().sum::<usize>() * heads.size * config.subnet.embed_dim();
+        check_count(path, &tensors, cost::plain_parameters(&config) + heads as u64)?;
         let weights = Weights::loaded(tensors, path, trainable, DType::F32, device);
         let network = Self::new(config, &weights)?;
         let report = weights.check(false)?;
@@ -126,6 +131,11 @@ impl Network {
     /// Its sizes.
     pub fn config(&self) -> &NetworkConfig {
         &self.config
+    }
+
+    /// Where its weights are.
+    pub fn device(&self) -> &Device {
+        self.mask_embedding.device()
     }
 
     /// The convolutional extractor.
@@ -243,6 +253,22 @@ impl Network {
         let valid: Vec<usize> = lengths.iter().map(valid).collect();
         Ok(Some(frame_padding(&valid, frames, source.device())?))
     }
+}
+
+/// Fails when `tensors` hold far fewer numbers than are needed. Memory is set aside for missing tensors
+/// before they are reported, which is why only some may be missing.
+pub(crate) fn check_count(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    needed: u64,
+) -> Result<()> {
+    const MOST_MISSING: u64 = 4;
+    let found: usize = tensors.values().map(Tensor::elem_count).sum();
+    if needed <= MOST_MISSING * found as u64 {
+        return Ok(());
+    }
+    let reason = format!("{found} numbers where the model needs {needed}");
+    Err(Error::checkpoint(path, reason))
 }
 
 /// `x` with 0 where `mask`, of a shape that broadcasts to that of `x`, is not 0.

@@ -5,11 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde_json::Value;
-use shared::checkpoint::{self, LoadReport};
+use shared::checkpoint::{self, Checkpoint, LoadReport};
 use shared::limits::Limits;
-use shared::nn::Weights;
 use shared::{Error, Result};
 
 use crate::config::{
@@ -18,7 +17,7 @@ use crate::config::{
 };
 use crate::conv_layers;
 use crate::space::SpaceName;
-use crate::subnet::{HEAD_DIM, Subnet};
+use crate::subnet::HEAD_DIM;
 use crate::supernet::Supernet;
 
 /// What pre-training needed and nothing else does.
@@ -36,23 +35,21 @@ pub struct Published {
     pub notes: Vec<String>,
 }
 
-impl Published {
-    /// The network that is meant when no other is named: the one whose results are published.
-    pub fn default_subnet(&self) -> Subnet {
-        let largest = self.supernet.config().largest();
-        let published = self.space.map(SpaceName::default_subnet);
-        published.filter(|it| it.check_within(self.supernet.config()).is_ok()).unwrap_or(largest)
-    }
-}
-
 /// The supernet in a checkpoint of LightHuBERT, or HuBERT as its largest network. Its weights are
-/// frozen.
+/// frozen, on the CPU.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] when the file cannot be read or holds no such model; [`Error::Tensors`] when
 /// tensors are missing, unexpected or of another shape; [`Error::NonFinite`].
-pub fn read(path: &Path, limits: &Limits, device: &Device) -> Result<Published> {
-    let checkpoint = checkpoint::read(path, limits)?;
+pub fn read(path: &Path, limits: &Limits) -> Result<Published> {
+    of_checkpoint(checkpoint::read(path, limits)?, path)
+}
+
+/// The same of a checkpoint that is read already, from `path`.
+///
+/// # Errors
+/// As [`read`].
+pub fn of_checkpoint(checkpoint: Checkpoint, path: &Path) -> Result<Published> {
     let mut tensors = checkpoint.tensors_under("model");
     if !tensors.contains_key(KNOWN) {
         return Err(Error::checkpoint(
@@ -77,9 +74,7 @@ pub fn read(path: &Path, limits: &Limits, device: &Device) -> Result<Published> 
     let is_layer_norm = config.encoder.extractor.mode == ExtractorMode::LayerNorm;
     config.encoder.normalise =
         values["cfg"]["task"]["normalize"].as_bool().unwrap_or(is_layer_norm);
-    let weights = Weights::loaded(tensors, path, false, DType::F32, device);
-    let supernet = Supernet::new(config, &weights).map_err(wrong)?;
-    let report = weights.check(false)?;
+    let (supernet, report) = Supernet::from_tensors(config, tensors, path, &Device::Cpu)?;
     let space = space(&values["cfg"]["model"]);
     Ok(Published { supernet, space, report, notes })
 }

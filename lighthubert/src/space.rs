@@ -6,12 +6,37 @@ use serde::{Deserialize, Serialize};
 use shared::rng::Stream;
 use shared::{Error, Result};
 
-use crate::config::SupernetConfig;
+use crate::config::{RATE_HZ, SupernetConfig};
 use crate::cost;
 use crate::subnet::{LayerShape, Subnet, Window};
 
 /// Subnets drawn before a budget is given up.
 const MOST_DRAWS: usize = 100_000;
+
+/// Length of the signal whose multiply-accumulates a [`Budget`] limits: 10 s.
+pub const BUDGET_SAMPLES: usize = 10 * RATE_HZ as usize;
+
+/// What a network may cost at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Parameters, see [`cost::parameters`].
+    pub parameters: Option<u64>,
+    /// Multiply-accumulates for 10 s, see [`cost::macs`].
+    pub macs: Option<u64>,
+}
+
+impl Budget {
+    /// Whether `subnet` of `supernet` costs no more.
+    ///
+    /// # Errors
+    /// When the subnet is not within the supernet.
+    pub fn allows(&self, supernet: &SupernetConfig, subnet: &Subnet) -> Result<bool> {
+        let is_within = |most: Option<u64>, found: u64| most.is_none_or(|most| found <= most);
+        let macs = cost::macs(&supernet.network(subnet)?, BUDGET_SAMPLES);
+        Ok(is_within(self.parameters, cost::parameters(supernet, subnet))
+            && is_within(self.macs, macs))
+    }
+}
 
 /// A published search space, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,30 +140,35 @@ impl SearchSpace {
         Subnet::new(embed, layers)
     }
 
-    /// A network drawn from `stream` until one has at most `most_parameters` as a part of
-    /// `supernet`, see [`cost::parameters`].
+    /// A network drawn from `stream` until one is within `budget` as a part of `supernet`.
     ///
     /// # Errors
-    /// When the smallest network has more, or none is found.
+    /// When the smallest network is not, or none is found.
     pub fn sample_within(
         &self,
         supernet: &SupernetConfig,
-        most_parameters: u64,
+        budget: &Budget,
         stream: &mut Stream,
     ) -> Result<Subnet> {
-        let fewest = cost::parameters(supernet, &self.smallest());
-        if fewest > most_parameters {
+        let smallest = self.smallest();
+        if !budget.allows(supernet, &smallest)? {
             return Err(Error::Argument(format!(
-                "no subnet has at most {most_parameters} parameters: the smallest has {fewest}"
+                "no subnet is within the budget: the smallest has {} parameters and {} \
+                 multiply-accumulates for 10 s",
+                cost::parameters(supernet, &smallest),
+                cost::macs(&supernet.network(&smallest)?, BUDGET_SAMPLES)
             )));
         }
-        let fits = |subnet: &Subnet| cost::parameters(supernet, subnet) <= most_parameters;
-        (0..MOST_DRAWS).map(|_| self.sample(stream)).find(fits).ok_or_else(|| {
-            Error::Argument(format!(
-                "none of {MOST_DRAWS} random subnets has at most {most_parameters} parameters; the \
-                 smallest has {fewest}"
-            ))
-        })
+        for _ in 0..MOST_DRAWS {
+            let subnet = self.sample(stream);
+            if budget.allows(supernet, &subnet)? {
+                return Ok(subnet);
+            }
+        }
+        Err(Error::Argument(format!(
+            "none of {MOST_DRAWS} random subnets is within the budget; it allows little more than the \
+             smallest"
+        )))
     }
 
     fn at_end(
@@ -196,10 +226,17 @@ mod tests {
     #[test]
     fn budgets_hold() {
         let (space, supernet) = (SpaceName::Base.space(), SupernetConfig::published());
-        let draw = |most| space.sample_within(&supernet, most, &mut Stream::new(0, "subnet", 0));
-        let subnet = draw(60_000_000).unwrap();
-        assert!(cost::parameters(&supernet, &subnet) <= 60_000_000);
-        let message = draw(41_249_535).unwrap_err().to_string();
+        let draw = |budget| space.sample_within(&supernet, &budget, &mut Stream::new(0, "x", 0));
+        let parameters = Budget { parameters: Some(60_000_000), macs: None };
+        let macs = Budget { parameters: None, macs: Some(55_000_000_000) };
+        for budget in [parameters, macs, Budget::default()] {
+            let subnet = draw(budget).unwrap();
+            assert!(budget.allows(&supernet, &subnet).unwrap());
+        }
+        assert!(!parameters.allows(&supernet, &space.largest()).unwrap());
+        assert!(!macs.allows(&supernet, &space.largest()).unwrap());
+        let budget = Budget { parameters: Some(41_249_535), macs: None };
+        let message = draw(budget).unwrap_err().to_string();
         assert!(message.contains("41249536"), "{message}");
     }
 }

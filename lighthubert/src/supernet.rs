@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
+use shared::checkpoint::LoadReport;
 use shared::nn::{Init, Weights};
 use shared::{Error, Result};
 
 use crate::config::{NetworkConfig, SUPERNET_LAYERS, SupernetConfig};
-use crate::network::Network;
+use crate::cost;
+use crate::network::{Network, check_count};
 use crate::subnet::{Subnet, Units, ffn_units};
 
 /// The weights of the largest network, of which each subnet uses a part.
@@ -53,6 +55,30 @@ impl Supernet {
             }
         }
         Ok(Self { config, tensors })
+    }
+
+    /// The supernet with the given tensors, frozen, and what came of matching these; `path` is for
+    /// messages.
+    ///
+    /// # Errors
+    /// [`Error::Tensors`] when they are not exactly the supernet's.
+    pub fn from_tensors(
+        config: SupernetConfig,
+        tensors: BTreeMap<String, Tensor>,
+        path: &Path,
+        device: &Device,
+    ) -> Result<(Self, LoadReport)> {
+        config.check()?;
+        check_count(path, &tensors, cost::parameters(&config, &config.largest()))?;
+        let weights = Weights::loaded(tensors, path, false, DType::F32, device);
+        let supernet = Self::new(config, &weights)?;
+        let report = weights.check(false)?;
+        Ok((supernet, report))
+    }
+
+    /// All tensors, by their names in published checkpoints.
+    pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
     }
 
     /// Sizes of the largest network.

@@ -1,14 +1,13 @@
 //! Whole networks.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use lighthubert::padding::lengths_of;
 use lighthubert::{
-    Conditions, Encoded, Network, NetworkConfig, PaddingRule, Subnet, Supernet, SupernetConfig,
-    Window, cost, published,
+    Conditions, Encoded, Network, NetworkConfig, PaddingRule, Subnet, Supernet, Window, cost,
+    published,
 };
 use serde_json::Value;
 use shared::limits::Limits;
@@ -78,7 +77,7 @@ pub fn checkpoints(case: &mut Case) -> Result<()> {
     anyhow::ensure!(!case.files.is_empty());
     for files in case.files.clone() {
         let path = case.path.with_file_name(files.get("checkpoint").context("checkpoint")?);
-        let published = published::read(&path, &Limits::default(), &Device::Cpu)?;
+        let published = published::read(&path, &Limits::default())?;
         let left_out = published.notes.iter().filter(|note| note.contains("left out")).count();
         anyhow::ensure!(left_out == 3 && published.report.missing.is_empty());
         let space = serde_json::to_value(published.space)?;
@@ -98,18 +97,7 @@ pub fn checkpoints(case: &mut Case) -> Result<()> {
 /// The supernet of the case with its weights.
 pub fn supernet(case: &Case) -> Result<Supernet> {
     let config = published::supernet_config(&case.config["model"])?;
-    supernet_of(config, case.weights()?, &case.path)
-}
-
-fn supernet_of(
-    config: SupernetConfig,
-    tensors: BTreeMap<String, Tensor>,
-    path: &Path,
-) -> Result<Supernet> {
-    let weights = Weights::loaded(tensors, path, false, DType::F32, &Device::Cpu);
-    let supernet = Supernet::new(config, &weights)?;
-    weights.check(false)?;
-    Ok(supernet)
+    Ok(Supernet::from_tensors(config, case.weights()?, &case.path, &Device::Cpu)?.0)
 }
 
 fn plain(supernet: &Supernet, subnet: &Subnet) -> Result<(Network, Weights)> {

@@ -1,0 +1,63 @@
+//! `lighthubert extract`: a subnet to a file of its own.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use lighthubert::{ModelFile, Sizes, Subnet, cost};
+use serde::Serialize;
+use serde_json::json;
+use shared::cli::{Common, Storage};
+use shared::files::check_output;
+
+use super::model::ModelOptions;
+
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    model: ModelOptions,
+    /// The network's file
+    #[arg(long, short, value_name = "FILE")]
+    out: PathBuf,
+    /// Keep the prediction heads, which only distillation needs
+    #[arg(long)]
+    keep_heads: bool,
+    /// Type in which matrices and kernels are stored
+    #[arg(long, value_enum, default_value = "f32")]
+    storage: Storage,
+    /// Overwrite the output
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    out: String,
+    subnet: Subnet,
+    parameters: u64,
+}
+
+pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
+    check_output(&options.out, options.force)?;
+    let (model, subnet) = options.model.load(common)?;
+    let (mut config, mut tensors) = model.plain(subnet.as_ref())?;
+    if !options.keep_heads {
+        config.encoder.heads.counts.fill(0);
+        tensors.retain(|name, _| !name.starts_with("layer_pred_heads."));
+    }
+    let parameters = cost::plain_parameters(&config);
+    let subnet = config.subnet.clone();
+    let mut network = ModelFile::new(Sizes::Network { config }, tensors);
+    network.card.chunks = model.card.chunks;
+    network.card.provenance = model.card.provenance.clone();
+    let seal = model.card.seal.as_ref().map(|seal| seal.tensors_sha256.as_str());
+    let origin = json!({ "model": options.model.model.display().to_string(), "sha256": seal });
+    network.card.provenance.insert("extracted_from".into(), origin);
+    network.write(&options.out, options.storage.dtype(), options.force)?;
+    let out = options.out.display().to_string();
+    let text = format!(
+        "{} layers of width {}, {parameters} parameters, in {out}",
+        subnet.depth(),
+        subnet.embed_dim()
+    );
+    common.print(&Outcome { out, subnet, parameters }, text)
+}

@@ -1,0 +1,48 @@
+//! One file a command: what it takes, the call into the library, what it prints.
+
+mod bench;
+mod convert;
+mod doctor;
+mod extract;
+mod features;
+mod info;
+mod model;
+mod sample;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use shared::cli::Common;
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Compute the features of recordings
+    Features(features::Options),
+    /// Describe a model: sizes, parameters, operations, search space
+    Info(info::Options),
+    /// Take one subnet out of a supernet
+    Extract(extract::Options),
+    /// Draw random subnets, under a budget if you like
+    Sample(sample::Options),
+    /// Turn published weights into a model, a network into Hugging Face's layout, or any checkpoint
+    /// into a safetensors file
+    Convert(convert::Options),
+    /// Time the published networks on this machine
+    Bench(bench::Options),
+    /// Say what this build and machine can do, and check that a model computes rightly
+    Doctor(doctor::Options),
+}
+
+/// Carries out `command`.
+pub fn run(command: Command, common: &Common) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Features(options) => features::run(&options, common)?,
+        Command::Info(options) => info::run(&options, common)?,
+        Command::Extract(options) => extract::run(&options, common)?,
+        Command::Sample(options) => sample::run(&options, common)?,
+        Command::Convert(options) => convert::run(&options, common)?,
+        Command::Bench(options) => bench::run(&options, common)?,
+        Command::Doctor(options) => doctor::run(&options, common)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
