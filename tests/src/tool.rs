@@ -18,14 +18,14 @@ pub fn media(name: &str) -> String {
     root().join("samples/media").join(name).display().to_string()
 }
 
-/// The folder with the release binaries, built if they are not up to date. Built as for tests, they
-/// share all dependencies with these.
+/// The folder with the release binaries, built if they are not up to date. Those of the whole workspace
+/// are built, so that they share all dependencies with the tests.
 fn binaries() -> &'static Path {
     static BINARIES: OnceLock<PathBuf> = OnceLock::new();
     BINARIES.get_or_init(|| {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let built = Command::new(cargo)
-            .args(["test", "--release", "--workspace", "--no-run", "--quiet"])
+            .args(["build", "--release", "--workspace", "--bins", "--quiet"])
             .current_dir(root())
             .status();
         assert!(built.is_ok_and(|status| status.success()), "the binaries do not build");
