@@ -15,7 +15,7 @@ const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Reader of the lines of a UTF-8 text file, gzip-compressed or not. Line ends may be LF or CRLF, a
 /// byte order mark at the start is passed over, and so are blank lines.
-pub(super) struct Lines {
+pub struct Lines {
     path: PathBuf,
     reader: Box<dyn BufRead>,
     bytes_left: u64,
@@ -26,17 +26,21 @@ pub(super) struct Lines {
 
 /// A line of a text file.
 #[derive(Clone, Copy)]
-pub(super) struct Line<'a> {
+pub struct Line<'a> {
     path: &'a Path,
-    pub(super) number: usize,
+    /// Line number, from 1.
+    pub number: usize,
     /// The text without surrounding white space, except that leading and trailing tabs stay:
     /// they delimit empty fields.
-    pub(super) text: &'a str,
+    pub text: &'a str,
 }
 
 impl Lines {
     /// Opens a file.
-    pub(super) fn open(path: &Path, limits: &Limits) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         let (file, _) = files::open_regular(path)?;
         let mut reader = BufReader::new(file);
         let compressed = reader.fill_buf().map_err(Error::io(path))?.starts_with(GZIP_MAGIC);
@@ -48,7 +52,7 @@ impl Lines {
     }
 
     /// Reads lines from `reader`; `path` is for messages.
-    pub(super) fn new(reader: impl BufRead + 'static, path: &Path, limits: &Limits) -> Self {
+    pub fn new(reader: impl BufRead + 'static, path: &Path, limits: &Limits) -> Self {
         Self {
             path: path.to_path_buf(),
             reader: Box::new(reader),
@@ -60,7 +64,12 @@ impl Lines {
     }
 
     /// The next line that is not blank; `None` at the end of the file.
-    pub(super) fn next(&mut self) -> Result<Option<Line<'_>>> {
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Limit`]; [`Error::Parse`] for a line that is not UTF-8.
+    // Not an iterator: the line is lent until the next one is read.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Line<'_>>> {
         loop {
             self.buffer.clear();
             // One byte more than allowed tells a file at the limit from one above.
@@ -94,19 +103,19 @@ impl Lines {
     }
 
     /// An [`Error::Parse`] about the file as a whole.
-    pub(super) fn error(&self, reason: impl Into<String>) -> Error {
+    pub fn error(&self, reason: impl Into<String>) -> Error {
         Error::Parse { path: self.path.clone(), line: self.number.max(1), reason: reason.into() }
     }
 }
 
 impl<'a> Line<'a> {
     /// An [`Error::Parse`] about this line.
-    pub(super) fn error(&self, reason: impl Into<String>) -> Error {
+    pub fn error(&self, reason: impl Into<String>) -> Error {
         Error::Parse { path: self.path.to_path_buf(), line: self.number, reason: reason.into() }
     }
 
     /// The fields: between tabs where the line has any, else between runs of white space.
-    pub(super) fn fields(&self) -> Vec<&'a str> {
+    pub fn fields(&self) -> Vec<&'a str> {
         if self.text.contains('\t') {
             self.text.split('\t').map(str::trim).collect()
         } else {
@@ -115,13 +124,16 @@ impl<'a> Line<'a> {
     }
 
     /// The first word and the rest of the line, which may be empty.
-    pub(super) fn key_and_rest(&self) -> (&'a str, &'a str) {
+    pub fn key_and_rest(&self) -> (&'a str, &'a str) {
         let text = self.text.trim();
         text.split_once(char::is_whitespace).map_or((text, ""), |(key, rest)| (key, rest.trim()))
     }
 
     /// `field` as a number of seconds: finite and not negative.
-    pub(super) fn seconds(&self, field: &str, what: impl Display) -> Result<f64> {
+    ///
+    /// # Errors
+    /// [`Error::Parse`] with `what`.
+    pub fn seconds(&self, field: &str, what: impl Display) -> Result<f64> {
         let value: f64 = field.parse().unwrap_or(f64::NAN);
         if value.is_finite() && value >= 0.0 {
             Ok(value)

@@ -10,7 +10,7 @@ mod buckets;
 mod crop;
 mod json_lines;
 mod kaldi;
-mod lines;
+pub mod lines;
 mod loader;
 mod manifest;
 mod table;

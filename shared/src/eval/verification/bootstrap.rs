@@ -1,33 +1,14 @@
-//! Confidence intervals by resampling.
+//! Confidence intervals by resampling trials.
 
 use std::collections::HashMap;
 
-use rayon::prelude::*;
-use serde::Serialize;
-
 use super::trials::{Trials, ascending};
+use crate::eval::{Bootstrap, Interval};
 use crate::rng::Stream;
 use crate::{Error, Result};
 
 /// Draws in a row without targets or without non-targets before resampling gives up.
 const MAX_REDRAWS: usize = 1000;
-
-/// How to resample.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bootstrap {
-    /// Number of resampled trial lists.
-    pub resamples: usize,
-    /// Share of them that an interval covers.
-    pub confidence: f64,
-    /// Seed of the draws.
-    pub seed: u64,
-}
-
-impl Default for Bootstrap {
-    fn default() -> Self {
-        Self { resamples: 1000, confidence: 0.95, seed: 0 }
-    }
-}
 
 /// What is drawn with replacement.
 #[derive(Clone, Copy, Debug)]
@@ -39,15 +20,6 @@ pub enum Unit<'a> {
     /// trial counts as often as both of its speakers were drawn, multiplied; a target trial as
     /// often as its one.
     Speakers(&'a [(&'a str, &'a str)]),
-}
-
-/// A confidence interval between two percentiles.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Interval {
-    /// Lower end.
-    pub low: f64,
-    /// Upper end.
-    pub high: f64,
 }
 
 impl Bootstrap {
@@ -65,43 +37,10 @@ impl Bootstrap {
         unit: Unit,
         figures: impl Fn(&Trials) -> [f64; N] + Sync,
     ) -> Result<[Interval; N]> {
-        if self.resamples == 0 || !(self.confidence > 0.0 && self.confidence < 1.0) {
-            return Err(Error::Argument(
-                "intervals need at least one resample and a confidence between 0 and 1".into(),
-            ));
-        }
         Trials::new(scores, targets)?;
         let trials = Sorted::new(scores, targets, unit)?;
-        let drawn: Result<Vec<[f64; N]>> = (0..self.resamples as u64)
-            .into_par_iter()
-            .map(|index| {
-                let mut stream = Stream::new(self.seed, "bootstrap", index);
-                Ok(figures(&trials.resample(&mut stream)?))
-            })
-            .collect();
-        let drawn = drawn?;
-        let mut intervals = [Interval { low: 0.0, high: 0.0 }; N];
-        for (index, interval) in intervals.iter_mut().enumerate() {
-            let mut values: Vec<f64> =
-                drawn.iter().filter_map(|figures| figures.get(index).copied()).collect();
-            if values.iter().any(|value| !value.is_finite()) {
-                return Err(Error::NonFinite { what: "a resampled figure".into() });
-            }
-            values.sort_unstable_by(f64::total_cmp);
-            let tail = 0.5 * (1.0 - self.confidence);
-            *interval =
-                Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) };
-        }
-        Ok(intervals)
+        self.percentiles(|stream| Ok(figures(&trials.resample(stream)?)))
     }
-}
-
-/// The quantile of ascending values, interpolated between neighbours.
-fn quantile(ascending: &[f64], share: f64) -> f64 {
-    let place = share * (ascending.len().saturating_sub(1)) as f64;
-    let at = |index: f64| ascending.get(index as usize).copied().unwrap_or(f64::NAN);
-    let (low, high) = (at(place.floor()), at(place.ceil()));
-    low + (high - low) * place.fract()
 }
 
 /// Trials by ascending score, with what it takes to draw them.

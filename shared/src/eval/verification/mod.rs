@@ -11,7 +11,8 @@ mod normalisation;
 mod tests;
 mod trials;
 
-pub use bootstrap::{Bootstrap, Interval, Unit};
+pub use super::bootstrap::{Bootstrap, Interval};
+pub use bootstrap::Unit;
 pub use calibration::Calibration;
 pub use normalisation::{CohortStatistics, adaptive_s_norm};
 pub use trials::{
