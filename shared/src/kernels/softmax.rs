@@ -32,6 +32,23 @@ pub fn softmax(x: &Tensor, dim: usize) -> Result<Tensor> {
     to_dtype(y, x.dtype())
 }
 
+/// Logarithm of the softmax of `x` over dimension `dim`, without underflow.
+///
+/// # Errors
+/// As [`softmax`].
+pub fn log_softmax(x: &Tensor, dim: usize) -> Result<Tensor> {
+    if dim >= x.rank() {
+        let expected = format!("at least {} dimensions", dim + 1);
+        return Err(Error::shape("input of log-softmax", expected, x.dims()));
+    }
+    if x.elem_count() == 0 {
+        return Ok(x.clone());
+    }
+    let x = to_compute_dtype("log-softmax", x)?;
+    let shifted = x.broadcast_sub(&x.detach().max_keepdim(dim)?)?;
+    Ok(shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(dim)?.log()?)?)
+}
+
 /// Softmax over the last dimension.
 struct Softmax;
 
@@ -166,6 +183,23 @@ mod tests {
         for (dims, dim) in cases {
             check::gradients(&format!("softmax {dims:?} {dim}"), &[dims], |x| softmax(&x[0], dim));
         }
+    }
+
+    #[test]
+    fn logarithms_are_those_of_the_softmax_and_do_not_underflow() {
+        for dim in 0..3 {
+            let x = check::normal(0, &[3, 5, 7]);
+            let found = check::to_vec(&log_softmax(&x, dim).unwrap());
+            let expected = check::to_vec(&softmax(&x, dim).unwrap().log().unwrap());
+            let close = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-13;
+            assert!(found.iter().zip(&expected).all(close));
+            check::gradients(&format!("log-softmax {dim}"), &[&[2, 3, 4]], |x| {
+                log_softmax(&x[0], dim)
+            });
+        }
+        let x = Tensor::new(&[1e3f32, -1e3], &candle_core::Device::Cpu).unwrap();
+        assert_eq!(log_softmax(&x, 0).unwrap().to_vec1::<f32>().unwrap(), [0.0, -2e3]);
+        assert!(log_softmax(&x, 1).is_err());
     }
 
     #[test]
