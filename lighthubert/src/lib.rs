@@ -7,9 +7,12 @@
 pub mod config;
 pub mod conv_layers;
 pub mod cost;
+pub mod decode;
 pub mod extractor;
 pub mod feature_file;
+pub mod heads;
 pub mod hugging_face;
+pub mod language_model;
 pub mod masking;
 pub mod model_file;
 pub mod network;
@@ -25,6 +28,7 @@ pub mod supernet;
 #[cfg(test)]
 mod tiny;
 pub mod transformer;
+pub mod vocabulary;
 
 pub use config::{EncoderConfig, NetworkConfig, RATE_HZ, SupernetConfig};
 pub use model_file::{ModelCard, ModelFile, Sizes};
@@ -34,3 +38,4 @@ pub use space::{Budget, SearchSpace, SpaceName};
 pub use speech_encoder::{ChunkConfig, Layers, SpeechEncoder};
 pub use subnet::{LayerShape, Subnet, Window};
 pub use supernet::Supernet;
+pub use vocabulary::Vocabulary;

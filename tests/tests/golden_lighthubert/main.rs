@@ -1,8 +1,11 @@
 //! The speech encoder against the reference implementation.
 
+mod ctc;
+mod heads;
 mod layers;
 mod networks;
 mod tables;
+mod wer;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -21,11 +24,10 @@ fn case(case: &mut Case) -> Result<Verdict> {
         "sliding_attention" => layers::sliding_attention(case),
         "model" => networks::model(case),
         "checkpoint" => networks::checkpoints(case),
-        "ctc"
-        | "superb_heads"
+        "ctc" => ctc::losses(case),
+        "superb_heads" => heads::superb(case),
         // Training.
-        | "distillation"
-        | "train_trace" => return Ok(Verdict::NotYetBuilt),
+        "distillation" | "train_trace" => return Ok(Verdict::NotYetBuilt),
         kind => bail!("unknown kind {kind}"),
     }?;
     Ok(Verdict::Tested)
@@ -38,7 +40,7 @@ fn table(table: &mut Table) -> Result<Verdict> {
         "mask_indices" => tables::masks(table),
         "mask_stats" => tables::mask_statistics(table),
         stem if stem.starts_with("keys_") => tables::keys(table),
-        "wer" => return Ok(Verdict::NotYetBuilt),
+        "wer" => wer::examples(table),
         stem => bail!("unknown table {stem}"),
     }?;
     Ok(Verdict::Tested)
