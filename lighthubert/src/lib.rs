@@ -20,6 +20,7 @@ pub mod padding;
 pub mod positional;
 pub mod published;
 pub mod recording;
+pub mod score_report;
 pub mod signal;
 pub mod space;
 pub mod speech_encoder;

@@ -6,6 +6,7 @@ use super::plot::Plot;
 use super::sound::{SoundFigure, data_uri};
 use super::svg::escape;
 use super::table::Table;
+use crate::eval::wer::Step;
 use crate::{Result, files};
 
 /// A page being written from top to bottom. All text is escaped; plots are embedded.
@@ -16,10 +17,14 @@ pub struct Page {
 }
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1f2933;--faint:#52606d;--rule:#d5dae0;--back:#fff}\n\
+:root{color-scheme:light dark;--ink:#1f2933;--faint:#52606d;--rule:#d5dae0;--back:#fff;\
+--substitution:#fbe3c6;--deletion:#f7cfd0;--insertion:#cfe6f7}\n\
 @media (prefers-color-scheme:dark){\
-:root{--ink:#e6e9ec;--faint:#a3adb8;--rule:#39424c;--back:#15191e}}\n\
-@media print{:root{color-scheme:light;--ink:#000;--faint:#444;--rule:#bbb;--back:#fff}}\n\
+:root{--ink:#e6e9ec;--faint:#a3adb8;--rule:#39424c;--back:#15191e;\
+--substitution:#5a3d10;--deletion:#5c2327;--insertion:#173f5c}}\n\
+@media print{:root{color-scheme:light;--ink:#000;--faint:#444;--rule:#bbb;--back:#fff;\
+--substitution:#fbe3c6;--deletion:#f7cfd0;--insertion:#cfe6f7}\
+.words{print-color-adjust:exact}}\n\
 body{font:16px/1.5 system-ui,'Segoe UI','DejaVu Sans',sans-serif;color:var(--ink);\
 background:var(--back);max-width:70rem;margin:2rem auto;padding:0 1rem}\n\
 h1{font-size:1.7rem;line-height:1.25}\nh2{font-size:1.25rem;margin-top:2.2rem}\n\
@@ -33,6 +38,12 @@ figure{margin:1.2rem 0;break-inside:avoid}\nfigcaption{color:var(--faint);font-s
 svg.plot{max-width:100%;height:auto}\n\
 .clip{display:flex;flex-wrap:wrap;gap:1rem;align-items:flex-start}\n\
 .clip>:first-child{width:16rem;max-width:100%}\n.clip>:last-child{flex:1 1 24rem}\n\
+.words{display:flex;flex-wrap:wrap;gap:.4rem .55rem;margin:.3rem 0 1.1rem}\n\
+.words>span{display:flex;flex-direction:column;line-height:1.35}\n\
+.words>span>*{min-height:1.35em;padding:0 .2rem;text-decoration:none}\n\
+.substitution>*{background:var(--substitution)}\n.deletion>:first-child{background:var(--deletion);\
+text-decoration:line-through}\n.insertion>:last-child{background:var(--insertion)}\n\
+h3{font-size:.95rem;font-weight:600;color:var(--faint);margin:0;overflow-wrap:anywhere}\n\
 pre{overflow-x:auto;padding:.8rem;border:1px solid var(--rule)}\n\
 @media print{body{max-width:none;margin:0}pre{white-space:pre-wrap;overflow-wrap:anywhere}h2{break-after:avoid}tr{break-inside:avoid}}\n";
 
@@ -113,6 +124,45 @@ impl Page {
         self.body += &format!("<div class=\"clip\">\n{shown}\n<div>{figure}</div>\n</div>\n");
     }
 
+    /// What the colours of [`Page::alignment`] mean.
+    pub fn alignment_legend(&mut self) {
+        self.alignment(
+            "",
+            [
+                (Step::Substitution, Some("reference"), Some("substitution")),
+                (Step::Deletion, Some("deletion"), None),
+                (Step::Insertion, None, Some("insertion")),
+            ],
+        );
+    }
+
+    /// Words of a reference above those of a hypothesis, errors in colours; with a title, which may be
+    /// empty.
+    pub fn alignment<'a>(
+        &mut self,
+        title: &str,
+        steps: impl IntoIterator<Item = (Step, Option<&'a str>, Option<&'a str>)>,
+    ) {
+        if !title.is_empty() {
+            self.body += &format!("<h3>{}</h3>\n", escape(title));
+        }
+        self.body += "<div class=\"words\">\n";
+        for (step, reference, hypothesis) in steps {
+            let class = match step {
+                Step::Hit => "hit",
+                Step::Substitution => "substitution",
+                Step::Deletion => "deletion",
+                Step::Insertion => "insertion",
+            };
+            let [reference, hypothesis] =
+                [reference, hypothesis].map(|it| escape(it.unwrap_or("")));
+            self.body += &format!(
+                "<span class=\"{class}\"><span>{reference}</span><span>{hypothesis}</span></span>\n"
+            );
+        }
+        self.body += "</div>\n";
+    }
+
     /// The page as an HTML document.
     pub fn html(&self) -> String {
         format!(
@@ -156,6 +206,7 @@ mod tests {
         page.table(&table);
         page.plot(&bars, text);
         page.plot(&lines, text);
+        page.alignment(text, [(Step::Substitution, Some(text), Some(text))]);
         page.html()
     }
 
