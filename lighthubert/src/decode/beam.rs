@@ -37,7 +37,8 @@ impl BeamOptions {
     /// # Errors
     /// [`Error::Argument`] for no beams, or thresholds that are not numbers.
     pub fn check(&self) -> Result<()> {
-        if self.beams == 0 || !(self.beam_threshold > 0.0) || self.class_threshold.is_nan() {
+        let is_positive = self.beam_threshold > 0.0;
+        if self.beams == 0 || !is_positive || self.class_threshold.is_nan() {
             return Err(Error::Argument(format!(
                 "beam search with {} beams, a threshold of {} and classes from {}: expected at least \
                  one beam and a positive threshold",
