@@ -42,7 +42,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let clips = Arc::new(clips);
     let model = train_coupled(
         &config,
-        &job.weights,
+        &job.start,
         &clips,
         validation.as_ref(),
         &job.folder,

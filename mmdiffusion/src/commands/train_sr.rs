@@ -44,7 +44,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let pictures = Arc::new(pictures);
     let model = train_super_resolution(
         &config,
-        &job.weights,
+        &job.start,
         &pictures,
         validation.as_ref(),
         &job.folder,

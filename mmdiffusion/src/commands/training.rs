@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
-use mmdiffusion::training::{LibraryOptions, RunOptions, initial_weights};
+use mmdiffusion::training::{LibraryOptions, RunOptions, Start};
 use mmdiffusion::{ModelFile, NetworkConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,7 +15,6 @@ use shared::cli::Common;
 use shared::data::{Filter, Manifest, files_in};
 use shared::files::read_text;
 use shared::limits::Limits;
-use shared::nn::Weights;
 use shared::train::Interrupt;
 
 /// Decoded clips beyond this are read from their files again each time.
@@ -75,7 +74,7 @@ impl TrainingOptions {
 /// A training about to begin, or to go on.
 pub struct Job {
     pub folder: PathBuf,
-    pub weights: Weights,
+    pub start: Start,
     pub options: RunOptions,
     pub device: Device,
 }
@@ -102,9 +101,9 @@ impl Job {
         let limits = Limits::default();
         let initial =
             options.init.as_deref().map(|path| ModelFile::read(path, &limits)).transpose()?;
-        let (weights, report) =
-            initial_weights(network, initial.as_ref(), options.allow_missing, seed, &device)?;
-        if let Some(report) = report {
+        let allow_missing = options.allow_missing;
+        let start = Start::new(network, initial.as_ref(), allow_missing, seed, &device)?;
+        if let Some(report) = &start.report {
             common.note(report);
         }
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
@@ -115,7 +114,7 @@ impl Job {
             interrupt: Interrupt::on_signals()?,
             quiet: common.quiet,
         };
-        Ok(Self { folder, weights, options, device })
+        Ok(Self { folder, start, options, device })
     }
 
     /// How files are read, with an index of this name in the folder.

@@ -8,7 +8,6 @@ use candle_core::{DType, Device};
 use serde_json::json;
 use shared::media::audio::{Waveform, write_wav};
 use shared::media::image::{Frames, write_png};
-use shared::nn::{Precision, Weights};
 use shared::rng::Stream;
 use shared::train::Tape;
 use shared::{Error, Result};
@@ -16,26 +15,26 @@ use shared::{Error, Result};
 use super::clips::{ClipSet, Window};
 use super::config::CoupledTraining;
 use super::objective::{Losses, Objective};
-use super::run::{self, Examples, Job, Part, RunOptions, Subject};
+use super::run::{self, Examples, Job, Part, RunOptions, Start, Subject};
 use crate::clip::{Clip, Rates};
 use crate::conditioning::Guidance;
 use crate::diffusion::{Diffusion, DiffusionConfig, Spacing};
 use crate::generate::{ClipSize, Event, Generator};
 use crate::model_file::{ModelCard, ModelFile};
-use crate::network::NetworkConfig;
+use crate::network::{Network, NetworkConfig};
 use crate::samplers::Sampler;
 use crate::segment::Training;
 use crate::{CoupledDenoiser, CoupledUnet, Shifts};
 
 /// Trains a coupled network as `config` says on `clips`, in `folder`, which holds all that is needed to
-/// go on after an interruption. It begins with `weights`, see [`super::initial_weights`]. The model
-/// that comes out has the averaged weights of the first rate, if there is any.
+/// go on after an interruption. The model that comes out has the averaged weights of the first rate, if
+/// there is any.
 ///
 /// # Errors
 /// [`Error::Interrupted`] with everything saved; those of [`shared::train::Trainer::run`].
 pub fn train_coupled(
     config: &CoupledTraining,
-    weights: &Weights,
+    start: &Start,
     clips: &Arc<ClipSet>,
     validation: Option<&ClipSet>,
     folder: &Path,
@@ -43,11 +42,12 @@ pub fn train_coupled(
     device: &Device,
 ) -> Result<ModelFile> {
     config.validate()?;
+    let Network::Coupled(network) = &start.network else { return Err(start.unfit()) };
     let spacing: Spacing = config.diffusion.timestep_respacing.parse()?;
     let process = DiffusionConfig::from_flags(&config.diffusion, config.network.learn_sigma)?;
     let subject = Coupled {
         config,
-        network: CoupledUnet::new(&config.network, weights, Precision::F32)?,
+        network,
         diffusion: Diffusion::new(&process, &spacing)?,
         process,
         clips,
@@ -59,7 +59,7 @@ pub fn train_coupled(
         examples: clips,
         mirror: config.mirror,
         validation,
-        weights,
+        weights: &start.weights,
         folder,
         options,
     };
@@ -86,7 +86,7 @@ impl Examples for ClipSet {
 
 struct Coupled<'a> {
     config: &'a CoupledTraining,
-    network: CoupledUnet,
+    network: &'a CoupledUnet,
     process: DiffusionConfig,
     diffusion: Diffusion,
     clips: &'a ClipSet,

@@ -72,8 +72,10 @@ mod tests {
             let byte = |value: &f32| (value + 1.0) * 127.5;
             untouched += usize::from(found == plain);
             whole += usize::from(found.iter().all(|v| (byte(v) - byte(v).round()).abs() < 1e-3));
-            let far = found.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(far < 1.0, "{far}");
+            let pairs = found.iter().zip(&plain);
+            let mean = pairs.map(|(a, b)| (a - b).abs()).sum::<f32>() / plain.len() as f32;
+            // The mean deviation of the strongest noise is 0.125.
+            assert!(mean < 0.2, "{mean}");
         }
         // A fourth is neither; three fourths are bytes.
         assert!((70..130).contains(&untouched), "{untouched}");

@@ -18,6 +18,6 @@ pub use degradation::degraded;
 pub use library::LibraryOptions;
 pub use objective::{Losses, Objective};
 pub use pictures::{PictureSet, SizedPicture};
-pub use run::{RunOptions, initial_weights};
+pub use run::{RunOptions, Start};
 pub use step_sampler::{StepSampler, StepSampling};
 pub use super_resolution::train_super_resolution;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use shared::limits::Limits;
-use shared::media::image::{Letterbox, Picture};
+use shared::media::image::{Letterbox, Picture, read_picture};
 use shared::media::video::{Channel, ClipOptions, read_clip};
 use shared::rng::Stream;
 use shared::{Error, Result};
@@ -14,6 +14,8 @@ use super::library::{Decoded, Library, LibraryOptions};
 
 /// Frames a second that are taken from videos.
 const FPS: u32 = 10;
+/// File-name endings of images; all other files are taken for videos.
+const IMAGES: [&str; 3] = ["png", "jpg", "jpeg"];
 
 /// A picture and a small copy of it, `[3, H, W]` each, the large one in -1..1.
 #[derive(Clone, Debug)]
@@ -122,11 +124,17 @@ impl PictureSet {
 
 /// The frames of a video, or a picture, in a square.
 fn decode(path: &Path, side: usize, limits: &Limits) -> Result<Recording> {
+    let letterbox = Letterbox::new(side, side);
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    if IMAGES.contains(&extension.as_str()) {
+        let picture = letterbox.fit(&read_picture(path, limits)?);
+        return Ok(Recording { pixels: picture.pixels().to_vec(), frames: 1 });
+    }
     let options = ClipOptions {
         fps: FPS,
         start_s: 0.0,
         duration_s: None,
-        letterbox: Some(Letterbox::new(side, side)),
+        letterbox: Some(letterbox),
         rate_hz: 16_000,
         channel: Channel::First,
     };
@@ -157,7 +165,7 @@ mod tests {
         let options = LibraryOptions { memory_bytes: 1 << 20, index: None, quiet: true };
         let (set, failures) =
             PictureSet::read(&files, [32, 8], &options, &Limits::default()).unwrap();
-        assert_eq!((set.len(), failures.len()), (4, 1));
+        assert_eq!((set.len(), failures.len()), (4, 1), "{failures:?}");
         for (number, level) in [(3, 220.0), (0, 40.0), (2, 140.0), (1, 90.0)] {
             let mut stream = Stream::new(1, "test", number as u64);
             let picture = set.picture(number, 0.5, &mut stream).unwrap();

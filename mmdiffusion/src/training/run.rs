@@ -23,7 +23,7 @@ use super::step_sampler::StepSampler;
 use crate::State;
 use crate::generate::Noise;
 use crate::model_file::ModelFile;
-use crate::network::NetworkConfig;
+use crate::network::{Network, NetworkConfig};
 
 /// Threads that prepare examples ahead of time.
 const WORKERS: usize = 1;
@@ -49,29 +49,45 @@ pub struct RunOptions {
     pub quiet: bool,
 }
 
-/// Weights for the training of a network, and what came of taking them from `initial`; with
-/// `allow_missing`, those that it lacks begin at random, as all do without it.
-///
-/// # Errors
-/// [`Error::Tensors`] when they do not fit.
-pub fn initial_weights(
-    network: &NetworkConfig,
-    initial: Option<&ModelFile>,
-    allow_missing: bool,
-    seed: u64,
-    device: &Device,
-) -> Result<(Weights, Option<LoadReport>)> {
-    let weights = match initial {
-        Some(model) => {
-            let tensors = model.tensors.clone();
-            Weights::loaded(tensors, &model.path, true, DType::F32, device)
-        }
-        None => Weights::fresh(seed, DType::F32, device),
-    };
-    // The layers ask for their tensors.
-    network.build(&weights, Precision::F32)?;
-    let report = initial.map(|_| weights.check(allow_missing)).transpose()?;
-    Ok((weights, report))
+/// A network about to be trained.
+pub struct Start {
+    /// The network.
+    pub network: Network,
+    /// Its weights, which training changes.
+    pub weights: Weights,
+    /// What came of taking them from a model, if that was asked for.
+    pub report: Option<LoadReport>,
+}
+
+impl Start {
+    /// A network with the weights of `initial`; with `allow_missing`, those that it lacks begin at
+    /// random, as all do without it.
+    ///
+    /// # Errors
+    /// [`Error::Tensors`] when the weights do not fit; as [`NetworkConfig::build`].
+    pub fn new(
+        network: &NetworkConfig,
+        initial: Option<&ModelFile>,
+        allow_missing: bool,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let weights = match initial {
+            Some(model) => {
+                let tensors = model.tensors.clone();
+                Weights::loaded(tensors, &model.path, true, DType::F32, device)
+            }
+            None => Weights::fresh(seed, DType::F32, device),
+        };
+        let network = network.build(&weights, Precision::F32)?;
+        let report = initial.map(|_| weights.check(allow_missing)).transpose()?;
+        Ok(Self { network, weights, report })
+    }
+
+    /// Says that training was to begin with the other network.
+    pub(super) fn unfit(&self) -> Error {
+        Error::Argument("training begins with a network of the other kind".into())
+    }
 }
 
 /// What is trained on.
@@ -452,16 +468,16 @@ mod tests {
         fn mirror(&mut self) -> &mut f64;
     }
 
-    fn start(network: NetworkConfig) -> Weights {
-        initial_weights(&network, None, false, 3, &Device::Cpu).unwrap().0
+    fn start(network: NetworkConfig) -> Start {
+        Start::new(&network, None, false, 3, &Device::Cpu).unwrap()
     }
 
     impl Trains for CoupledTraining {
         fn train(&self, files: &[std::path::PathBuf], folder: &Path) -> Result<ModelFile> {
             let set = ClipSet::read(files, FORM, &library(), &Limits::default()).unwrap().0;
-            let weights = start(NetworkConfig::Coupled(self.network.clone()));
+            let start = start(NetworkConfig::Coupled(self.network.clone()));
             let set = Arc::new(set);
-            train_coupled(self, &weights, &set, Some(&set), folder, &options(), &Device::Cpu)
+            train_coupled(self, &start, &set, Some(&set), folder, &options(), &Device::Cpu)
         }
 
         fn optimisation(&mut self) -> &mut OptimisationConfig {
@@ -480,10 +496,10 @@ mod tests {
     impl Trains for SuperResolutionTraining {
         fn train(&self, files: &[std::path::PathBuf], folder: &Path) -> Result<ModelFile> {
             let set = PictureSet::read(files, [16, 8], &library(), &Limits::default()).unwrap().0;
-            let weights = start(NetworkConfig::SuperResolution(self.network.clone()));
+            let start = start(NetworkConfig::SuperResolution(self.network.clone()));
             let set = Arc::new(set);
             let (options, device) = (options(), Device::Cpu);
-            train_super_resolution(self, &weights, &set, Some(&set), folder, &options, &device)
+            train_super_resolution(self, &start, &set, Some(&set), folder, &options, &device)
         }
 
         fn optimisation(&mut self) -> &mut OptimisationConfig {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use shared::media::image::write_png;
-use shared::nn::{Precision, Weights};
 use shared::rng::Stream;
 use shared::train::Tape;
 use shared::{Error, Result};
@@ -15,25 +14,25 @@ use shared::{Error, Result};
 use super::config::SuperResolutionTraining;
 use super::objective::{Losses, Objective};
 use super::pictures::{PictureSet, SizedPicture};
-use super::run::{self, Examples, Job, Part, RunOptions, Subject};
+use super::run::{self, Examples, Job, Part, RunOptions, Start, Subject};
 use crate::SuperResolutionUnet;
 use crate::clip::{Clip, Rates};
 use crate::diffusion::{Diffusion, DiffusionConfig, Spacing};
 use crate::generate::Upscaler;
 use crate::model_file::{ModelCard, ModelFile};
-use crate::network::NetworkConfig;
+use crate::network::{Network, NetworkConfig};
 use crate::segment::Training;
 use crate::super_resolution::resize_bilinear;
 
 /// Trains a super-resolution network as `config` says on `pictures`, in `folder`, which holds all that
-/// is needed to go on after an interruption. It begins with `weights`, see [`super::initial_weights`].
-/// The model that comes out has the averaged weights of the first rate, if there is any.
+/// is needed to go on after an interruption. The model that comes out has the averaged weights of the
+/// first rate, if there is any.
 ///
 /// # Errors
 /// [`Error::Interrupted`] with everything saved; those of [`shared::train::Trainer::run`].
 pub fn train_super_resolution(
     config: &SuperResolutionTraining,
-    weights: &Weights,
+    start: &Start,
     pictures: &Arc<PictureSet>,
     validation: Option<&PictureSet>,
     folder: &Path,
@@ -41,11 +40,12 @@ pub fn train_super_resolution(
     device: &Device,
 ) -> Result<ModelFile> {
     config.validate()?;
+    let Network::SuperResolution(network) = &start.network else { return Err(start.unfit()) };
     let spacing: Spacing = config.diffusion.timestep_respacing.parse()?;
     let process = DiffusionConfig::from_flags(&config.diffusion, config.network.learn_sigma)?;
     let subject = SuperResolution {
         config,
-        network: SuperResolutionUnet::new(&config.network, weights, Precision::F32)?,
+        network,
         diffusion: Diffusion::new(&process, &spacing)?,
         process,
         pictures,
@@ -57,7 +57,7 @@ pub fn train_super_resolution(
         examples: pictures,
         mirror: config.mirror,
         validation,
-        weights,
+        weights: &start.weights,
         folder,
         options,
     };
@@ -80,7 +80,7 @@ impl Examples for PictureSet {
 
 struct SuperResolution<'a> {
     config: &'a SuperResolutionTraining,
-    network: SuperResolutionUnet,
+    network: &'a SuperResolutionUnet,
     process: DiffusionConfig,
     diffusion: Diffusion,
     pictures: &'a PictureSet,
@@ -130,7 +130,7 @@ impl Subject for SuperResolution<'_> {
         let pictures = (0..count).map(spread).collect::<Result<_>>()?;
         let [large, small] = self.pictures.tensors(pictures, self.device)?;
         let upscaler = Upscaler {
-            network: &self.network,
+            network: self.network,
             diffusion: self.process.clone(),
             sampler: Upscaler::default_sampler(),
             seed,

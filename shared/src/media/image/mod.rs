@@ -1,15 +1,17 @@
-//! Pictures in memory, and PNG and GIF files from them.
+//! Pictures in memory and in PNG, JPEG and GIF files.
 
 mod gif;
 mod jpeg;
 mod letterbox;
 mod png;
+mod read;
 
 use crate::{Error, Result};
 
 pub use self::gif::write_gif;
 pub use self::letterbox::Letterbox;
 pub use self::png::{png_bytes, write_png};
+pub use self::read::read_picture;
 
 /// Bytes of a pixel: red, green, blue.
 const CHANNELS: usize = 3;
