@@ -17,7 +17,7 @@ const DURATION_EDGES: [f64; 5] = [2.0, 5.0, 10.0, 15.0, 20.0];
 /// Errors of each kind in tables and figures.
 const LISTED_CONFUSIONS: usize = 20;
 /// Speakers in the page's table.
-const LISTED_SPEAKERS: usize = 100;
+const LISTED_SPEAKERS: usize = 25;
 /// Utterances that the page shows aligned.
 const SHOWN_UTTERANCES: usize = 200;
 
@@ -264,7 +264,7 @@ impl ScoreReport {
         let plot = Plot::new(
             "Kinds of errors",
             Axis::categories("", names),
-            Axis::linear("% of the words of the references"),
+            Axis::linear("% of reference words"),
         );
         let bars = plot.bars("", kinds(words).map(|(_, number)| share(number))).size(560, 300);
         page.plot(&bars, "");
@@ -305,19 +305,17 @@ impl ScoreReport {
         let Metrics { substitutions, deletions, insertions, .. } = &self.metrics;
         page.heading("Most frequent errors");
         let word = |word: &Option<String>| word.clone().unwrap_or_default();
-        let mut table = Table::new(["substituted", "by", "times"]);
-        substitutions
-            .iter()
-            .for_each(|it| table.row([word(&it.reference), word(&it.hypothesis), count(it.count)]));
-        page.table(&table);
-        let mut table = Table::new(["deleted", "times", "inserted", "times"]);
-        for place in 0..deletions.len().max(insertions.len()) {
-            let cells = |list: &[Confusion], side: fn(&Confusion) -> &Option<String>| {
-                let found = list.get(place);
-                found.map_or_else(Default::default, |it| [word(side(it)), count(it.count)])
+        let header = ["substituted", "by", "times", "deleted", "times", "inserted", "times"];
+        let mut table = Table::new(header);
+        for place in 0..substitutions.len().max(deletions.len()).max(insertions.len()) {
+            let cells = |list: &[Confusion]| match list.get(place) {
+                Some(it) => [word(&it.reference), word(&it.hypothesis), count(it.count)],
+                None => <[String; 3]>::default(),
             };
-            let deleted = cells(deletions, |it| &it.reference);
-            table.row(deleted.into_iter().chain(cells(insertions, |it| &it.hypothesis)));
+            let [deleted, _, deletions] = cells(deletions);
+            let [_, inserted, insertions] = cells(insertions);
+            let others = [deleted, deletions, inserted, insertions];
+            table.row(cells(substitutions).into_iter().chain(others));
         }
         page.table(&table);
     }

@@ -6,8 +6,10 @@ mod doctor;
 mod extract;
 mod features;
 mod info;
+mod language_model;
 mod model;
 mod sample;
+mod score;
 
 use std::process::ExitCode;
 
@@ -18,6 +20,10 @@ use shared::cli::Common;
 pub enum Command {
     /// Compute the features of recordings
     Features(features::Options),
+    /// Compare transcripts with references: error rates with intervals, and where the errors are
+    Score(score::Options),
+    /// Estimate an n-gram language model from texts
+    LanguageModel(language_model::Options),
     /// Describe a model: sizes, parameters, operations, search space
     Info(info::Options),
     /// Take one subnet out of a supernet
@@ -37,6 +43,8 @@ pub enum Command {
 pub fn run(command: Command, common: &Common) -> anyhow::Result<ExitCode> {
     match command {
         Command::Features(options) => features::run(&options, common)?,
+        Command::Score(options) => score::run(&options, common)?,
+        Command::LanguageModel(options) => language_model::run(&options, common)?,
         Command::Info(options) => info::run(&options, common)?,
         Command::Extract(options) => extract::run(&options, common)?,
         Command::Sample(options) => sample::run(&options, common)?,

@@ -376,7 +376,7 @@ mod tests {
 
     use super::*;
     use crate::decode::timestamps::tests::random;
-    use crate::decode::{Hotwords, Lexicon};
+    use crate::decode::{Hotwords, Lexicon, UnknownWord};
     use crate::language_model::estimate;
 
     const EXACT: BeamOptions = BeamOptions {
@@ -387,6 +387,13 @@ mod tests {
 
     fn vocabulary() -> Vocabulary {
         Vocabulary::new(["<b>", "|", "a", "b"].map(String::from).to_vec(), 0).unwrap()
+    }
+
+    /// The blank, `<unk>`, and `a`, `b`, the beginning of a word, `a` at the beginning of a word.
+    fn word_pieces() -> Vocabulary {
+        let vocabulary = Vocabulary::train(["ab ab", "a"], 6).unwrap();
+        assert_eq!(vocabulary.symbols()[2..], ["a", "b", "\u{2581}", "\u{2581}a"]);
+        vocabulary
     }
 
     /// The probability of every sequence of classes, by trying all paths.
@@ -409,35 +416,41 @@ mod tests {
     /// Checks that the search finds the sequences with the highest scores, `gain` being the worth of a
     /// text, and that these are what it says.
     fn check(fusion: &Fusion, gain: impl Fn(&str) -> Option<f64>) {
-        let vocabulary = vocabulary();
         for (seed, frames) in [(0, 0), (1, 1), (2, 3), (3, 5), (4, 6)] {
-            let emissions = random(seed, frames, 4);
-            let mut expected: Vec<(f64, Vec<u32>)> = exhaustive(&emissions)
-                .into_iter()
-                .filter_map(|(classes, sum)| {
-                    let text: String = classes.iter().map(|it| vocabulary.piece(*it)).collect();
-                    Some((sum.ln() + gain(&text)?, classes))
-                })
-                .collect();
-            expected.sort_by(|a, b| b.0.total_cmp(&a.0));
-            let found =
-                BeamSearch::decode(&vocabulary, fusion, EXACT, &emissions, usize::MAX).unwrap();
-            assert!(!found.is_empty());
-            for (place, hypothesis) in found.iter().enumerate() {
-                let own = expected.iter().find(|(_, classes)| *classes == hypothesis.classes);
-                let score = own.unwrap().0;
-                assert!(
-                    (hypothesis.score() - score).abs() < 1e-9,
-                    "{seed}: {hypothesis:?} {score}"
-                );
-                assert!(place == 0 || hypothesis.score() <= found[place - 1].score());
-            }
-            // Other sequences of the same text come later.
-            assert_eq!(found[0].classes, expected[0].1, "{seed}");
-            let texts: std::collections::BTreeSet<String> =
-                expected.iter().map(|(_, classes)| vocabulary.decode(classes)).collect();
-            assert_eq!(found.len(), texts.len());
+            check_on(&vocabulary(), &random(seed, frames, 4), fusion, &gain);
         }
+        check_on(&word_pieces(), &random(5, 5, 6), fusion, &gain);
+    }
+
+    fn check_on(
+        vocabulary: &Vocabulary,
+        emissions: &Emissions,
+        fusion: &Fusion,
+        gain: impl Fn(&str) -> Option<f64>,
+    ) {
+        let mut expected: Vec<(f64, Vec<u32>)> = exhaustive(emissions)
+            .into_iter()
+            // The search never writes a symbol that is no text.
+            .filter(|(classes, _)| classes.iter().all(|it| !vocabulary.piece(*it).is_empty()))
+            .filter_map(|(classes, sum)| {
+                let text: String = classes.iter().map(|it| vocabulary.piece(*it)).collect();
+                Some((sum.ln() + gain(&text)?, classes))
+            })
+            .collect();
+        expected.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let found = BeamSearch::decode(vocabulary, fusion, EXACT, emissions, usize::MAX).unwrap();
+        assert!(!found.is_empty());
+        for (place, hypothesis) in found.iter().enumerate() {
+            let own = expected.iter().find(|(_, classes)| *classes == hypothesis.classes);
+            let score = own.unwrap().0;
+            assert!((hypothesis.score() - score).abs() < 1e-9, "{hypothesis:?} {score}");
+            assert!(place == 0 || hypothesis.score() <= found[place - 1].score());
+        }
+        // Other sequences of the same text come later.
+        assert_eq!(found[0].classes, expected[0].1);
+        let texts: HashSet<String> =
+            expected.iter().map(|(_, classes)| vocabulary.decode(classes)).collect();
+        assert_eq!(found.len(), texts.len());
     }
 
     #[test]
@@ -447,16 +460,17 @@ mod tests {
 
     #[test]
     fn word_models_count_as_by_brute_force() {
-        let model = || estimate(["a ab", "ab b a", "b b"], 3).unwrap();
-        let (weight, bonus, unknown) = (0.7, 0.3, -2.0);
+        let model = || estimate(["a ab", "ab b a", "b b", "abbb"], 3).unwrap();
+        let (weight, bonus, unknown) = (0.7, 0.3, UnknownWord { word: -1.0, character: -0.4 });
         let fusion =
             Fusion::default().with_words(model(), weight, unknown).unwrap().with_word_bonus(bonus);
         let model = model();
         check(&fusion, |text| {
             let words: Vec<&str> = text.split_whitespace().collect();
-            let unknown_words = words.iter().filter(|word| model.id(word).is_none()).count();
+            let unknown = words.iter().filter(|word| model.id(word).is_none());
+            let unknown: f64 = unknown.map(|word| -1.0 - 0.4 * word.len() as f64).sum();
             let language = model.sentence(words.iter().copied()) * std::f64::consts::LN_10;
-            Some(weight * language + bonus * words.len() as f64 + unknown * unknown_words as f64)
+            Some(weight * language + bonus * words.len() as f64 + unknown)
         });
     }
 
@@ -492,8 +506,9 @@ mod tests {
             Some(1.5 * pairs as f64 + 0.5 * single as f64)
         });
         let model = || estimate(["a ab", "bab"], 2).unwrap();
+        let unknown = UnknownWord::default();
         let fusion =
-            Fusion::default().with_lexicon(lexicon()).with_words(model(), 1.0, 0.0).unwrap();
+            Fusion::default().with_lexicon(lexicon()).with_words(model(), 1.0, unknown).unwrap();
         let model = model();
         check(&fusion, |text| {
             let words = text.split_whitespace();
@@ -534,8 +549,8 @@ mod tests {
     fn what_no_beam_needs_is_thrown_away_without_a_trace() {
         let vocabulary = Vocabulary::superb();
         let sentences = ["THE CAT", "A DOG", "IT IS"];
-        let fusion =
-            Fusion::default().with_words(estimate(sentences, 2).unwrap(), 0.5, -1.0).unwrap();
+        let model = estimate(sentences, 2).unwrap();
+        let fusion = Fusion::default().with_words(model, 0.5, UnknownWord::default()).unwrap();
         let emissions = random(9, 60, 32);
         let options = BeamOptions { beams: 20, ..BeamOptions::default() };
         let expected = BeamSearch::decode(&vocabulary, &fusion, options, &emissions, 5).unwrap();

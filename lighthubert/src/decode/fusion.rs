@@ -1,12 +1,14 @@
 //! What a text is worth beside its acoustics: language models, a lexicon, hotwords.
 
+use serde::{Deserialize, Serialize};
+
 use super::hotwords::Hotwords;
 use super::lexicon::Lexicon;
 use crate::language_model::{NgramModel, State};
 
-/// What is added to the acoustic score of a text (natural logarithms): `word_weight` times that of its
-/// words' probability, `character_weight` times that of its characters', `word_bonus` for each word, and
-/// gains of hotwords; minus infinity where a closed lexicon lacks a word.
+/// What is added to the acoustic score of a text (natural logarithms): a weight times that of its words'
+/// probability, a weight times that of its characters', a bonus for each word, what unknown words cost,
+/// and gains of hotwords; minus infinity where a closed lexicon lacks a word.
 #[derive(Clone, Debug, Default)]
 pub struct Fusion {
     word_model: Option<NgramModel>,
@@ -20,7 +22,33 @@ pub struct Fusion {
     word_weight: f64,
     character_weight: f64,
     word_bonus: f64,
-    unknown_word: f64,
+    unknown: UnknownWord,
+}
+
+/// What a word that a model does not know costs, beside the probability that the model gives to unknown
+/// words together. Without a cost for each character, a long unknown word would be cheaper than several
+/// known ones.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnknownWord {
+    /// What the word is worth (natural logarithm), usually negative.
+    pub word: f64,
+    /// What each of its characters is worth.
+    pub character: f64,
+}
+
+impl Default for UnknownWord {
+    /// No further cost for the word, and as much for a character as choosing one of 27.
+    fn default() -> Self {
+        Self { word: 0.0, character: -(27f64.ln()) }
+    }
+}
+
+impl UnknownWord {
+    /// What a word of some characters is worth.
+    fn gain(&self, characters: u32) -> f64 {
+        self.word + self.character * f64::from(characters)
+    }
 }
 
 /// What [`Fusion`] remembers of a text that is being written.
@@ -31,12 +59,13 @@ pub struct FusionState {
     /// The node of the word begun; `None` when no word of the lexicon begins like it.
     lexicon: Option<u32>,
     hotwords: u32,
-    is_in_word: bool,
+    /// Characters of the word begun.
+    characters_in_word: u32,
 }
 
 impl Fusion {
-    /// Scores words by `model`, times `weight`; each word that it does not know costs
-    /// `-unknown_word` besides.
+    /// Scores words by `model`, times `weight`; each word that it does not know is worth `unknown`
+    /// besides.
     ///
     /// # Errors
     /// When the model has no words.
@@ -44,7 +73,7 @@ impl Fusion {
         mut self,
         model: NgramModel,
         weight: f64,
-        unknown_word: f64,
+        unknown: UnknownWord,
     ) -> shared::Result<Self> {
         if self.lexicon.is_none() {
             let is_name = |word: &&str| word.starts_with('<') && word.ends_with('>');
@@ -53,7 +82,7 @@ impl Fusion {
         }
         self.word_model = Some(model);
         self.word_weight = weight;
-        self.unknown_word = unknown_word;
+        self.unknown = unknown;
         self.number_words();
         Ok(self)
     }
@@ -99,7 +128,7 @@ impl Fusion {
             characters: self.character_model.as_ref().map(NgramModel::start),
             lexicon: Some(Lexicon::ROOT),
             hotwords: self.hotwords.as_ref().map_or(0, Hotwords::start),
-            is_in_word: false,
+            characters_in_word: 0,
         }
     }
 
@@ -109,19 +138,24 @@ impl Fusion {
         for character in text.chars() {
             if character == ' ' {
                 // A space before the first word, or after another space, means nothing.
-                if state.is_in_word {
+                if state.characters_in_word > 0 {
                     gain += self.end_word(&mut state)? + self.characters(&mut state, "|");
                     gain += self.hotwords(&mut state, ' ');
                 }
                 continue;
             }
+            state.characters_in_word = state.characters_in_word.saturating_add(1);
             if let Some(lexicon) = &self.lexicon {
-                state.lexicon = state.lexicon.and_then(|node| lexicon.child(node, character));
-                if self.is_closed {
-                    state.lexicon?;
-                }
+                let known = state.lexicon;
+                state.lexicon = known.and_then(|node| lexicon.child(node, character));
+                gain += match (state.lexicon, known) {
+                    (Some(_), _) => 0.0,
+                    _ if self.is_closed => return None,
+                    // From here on it is clear that the word is unknown.
+                    (None, Some(_)) => self.unknown.gain(state.characters_in_word),
+                    (None, None) => self.unknown.character,
+                };
             }
-            state.is_in_word = true;
             gain += self.characters(&mut state, character.encode_utf8(&mut [0; 4]));
             gain += self.hotwords(&mut state, character);
         }
@@ -132,9 +166,9 @@ impl Fusion {
     pub fn finish(&self, mut state: FusionState) -> Option<f64> {
         let mut gain = 0.0;
         if let Some(hotwords) = &self.hotwords {
-            gain += hotwords.finish(state.hotwords, state.is_in_word);
+            gain += hotwords.finish(state.hotwords, state.characters_in_word > 0);
         }
-        if state.is_in_word {
+        if state.characters_in_word > 0 {
             gain += self.end_word(&mut state)?;
         }
         if let (Some(model), Some(words)) = (&self.word_model, state.words) {
@@ -147,22 +181,25 @@ impl Fusion {
     }
 
     fn end_word(&self, state: &mut FusionState) -> Option<f64> {
-        let word = match &self.lexicon {
-            Some(lexicon) => state.lexicon.and_then(|node| lexicon.ending(node)),
-            None => None,
+        let node = state.lexicon.replace(Lexicon::ROOT);
+        let characters = std::mem::take(&mut state.characters_in_word);
+        let mut gain = self.word_bonus;
+        let word = match (&self.lexicon, node) {
+            (Some(lexicon), Some(node)) => lexicon.ending(node),
+            _ => None,
         };
         if self.is_closed {
             word?;
         }
-        state.is_in_word = false;
-        state.lexicon = Some(Lexicon::ROOT);
-        let mut gain = self.word_bonus;
         if let (Some(model), Some(words)) = (&self.word_model, state.words) {
             let number = word.and_then(|word| self.numbers.get(word as usize).copied().flatten());
             let step = model.step(words, number);
             state.words = Some(step.state);
             gain += self.word_weight * natural(step.log10);
-            gain += if number.is_none() { self.unknown_word } else { 0.0 };
+            // Those that no known word begins like have been charged already.
+            if number.is_none() && node.is_some() {
+                gain += self.unknown.gain(characters);
+            }
         }
         Some(gain)
     }

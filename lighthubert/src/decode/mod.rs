@@ -10,7 +10,7 @@ mod timestamps;
 
 pub use beam::{BeamOptions, BeamSearch, Hypothesis};
 pub use emissions::Emissions;
-pub use fusion::{Fusion, FusionState};
+pub use fusion::{Fusion, FusionState, UnknownWord};
 pub use greedy::greedy;
 pub use hotwords::Hotwords;
 pub use lexicon::Lexicon;
