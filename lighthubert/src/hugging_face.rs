@@ -81,7 +81,7 @@ pub fn read(folder: &Path, limits: &Limits) -> Result<Imported> {
     let settings = json(&path)?;
     let preprocessor = folder.join(PREPROCESSOR);
     let normalise = match preprocessor.is_file() {
-        true => json(&preprocessor)?["do_normalize"].as_bool(),
+        true => json(&preprocessor)?.get("do_normalize").and_then(Value::as_bool),
         false => None,
     };
     let config =

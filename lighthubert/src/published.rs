@@ -68,14 +68,14 @@ pub fn of_checkpoint(checkpoint: Checkpoint, path: &Path) -> Result<Published> {
         tensors.into_iter().map(|(name, tensor)| (older_name(name), tensor)).collect();
     let values = checkpoint.values.to_json();
     let wrong = |error: Error| Error::checkpoint(path, error.to_string());
-    let mut config = supernet_config(&values["cfg"]["model"]).map_err(wrong)?;
+    let setting = |path: &str| values.pointer(path).unwrap_or(&Value::Null);
+    let mut config = supernet_config(setting("/cfg/model")).map_err(wrong)?;
     adapt_to_tensors(&mut config, &tensors);
     // Models with layer norms in the extractor were trained on normalised signals.
     let is_layer_norm = config.encoder.extractor.mode == ExtractorMode::LayerNorm;
-    config.encoder.normalise =
-        values["cfg"]["task"]["normalize"].as_bool().unwrap_or(is_layer_norm);
+    config.encoder.normalise = setting("/cfg/task/normalize").as_bool().unwrap_or(is_layer_norm);
     let (supernet, report) = Supernet::from_tensors(config, tensors, path, &Device::Cpu)?;
-    let space = space(&values["cfg"]["model"]);
+    let space = space(setting("/cfg/model"));
     Ok(Published { supernet, space, report, notes })
 }
 
