@@ -99,8 +99,8 @@ impl Supernet {
         Ok(network)
     }
 
-    /// The plain network of `subnet`: its sizes, and copies of its tensors under the names of
-    /// [`Network`].
+    /// The plain network of `subnet`: its sizes, and its tensors under the names of [`Network`], which
+    /// later training of the supernet does not change.
     ///
     /// # Errors
     /// When the subnet is not within the supernet.
@@ -109,8 +109,14 @@ impl Supernet {
         subnet: &Subnet,
     ) -> Result<(NetworkConfig, BTreeMap<String, Tensor>)> {
         let (config, tensors) = self.slices(subnet)?;
-        let copy =
-            |(name, tensor): (String, Tensor)| Ok((name, tensor.detach().force_contiguous()?));
+        // What is trained changes in place, what is frozen can be shared.
+        let copy = |(name, tensor): (String, Tensor)| {
+            let copy = match tensor.track_op() {
+                true => tensor.detach().force_contiguous()?,
+                false => tensor.contiguous()?,
+            };
+            Ok((name, copy))
+        };
         Ok((config, tensors.into_iter().map(copy).collect::<Result<_>>()?))
     }
 

@@ -111,6 +111,8 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         network.config().encoder.extractor.hop_samples() as f64 / f64::from(RATE_HZ);
     let frames = |seconds: f64| (seconds / seconds_per_frame).round() as usize;
     let stored = model.card.chunks;
+    // The network has weights of its own.
+    drop(model);
     let chunks = ChunkConfig {
         window_frames: options.window.map_or(stored.window_frames, frames),
         context_frames: options.context.map_or(stored.context_frames, frames),
