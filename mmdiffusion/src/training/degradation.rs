@@ -60,7 +60,8 @@ mod tests {
 
     #[test]
     fn a_half_each_is_noisy_and_compressed() {
-        let pixels = (0..32 * 32).flat_map(|i| [(i % 256) as u8, (i / 32 * 8) as u8, 90]).collect();
+        let shade = |i: usize| (3 * (i % 32 + i / 32) + 20) as u8;
+        let pixels = (0..32 * 32).flat_map(|i| [shade(i); 3]).collect();
         let picture = Picture::new(32, 32, pixels).unwrap();
         let plain = Letterbox::new(8, 8).fit(&picture);
         let plain: Vec<f32> = plain.pixels().iter().map(|byte| f32::from(*byte)).collect();
