@@ -7,6 +7,7 @@ pub mod config;
 pub mod cost;
 pub mod demo_data;
 pub mod diffusion;
+pub mod evaluation;
 pub mod gallery;
 pub mod generate;
 pub mod layers;

@@ -4,6 +4,7 @@ mod audio2video;
 mod bench;
 mod convert;
 mod doctor;
+mod evaluate;
 mod extend;
 mod folder;
 mod gallery;
@@ -43,6 +44,8 @@ pub enum Command {
     TrainSr(train_sr::Options),
     /// Make clips of bouncing balls, each impact heard: something to train on and to try things with
     MakeDemoData(make_demo_data::Options),
+    /// Say how good generated clips are: compared with real ones, sound with picture, copies or not
+    Evaluate(evaluate::Options),
     /// Describe a model: network, sizes, parameters, operations, diffusion, hash
     Info(info::Options),
     /// Turn published weights into a model
@@ -65,6 +68,7 @@ pub fn run(command: Command, common: &Common) -> anyhow::Result<()> {
         Command::Train(options) => train::run(&options, common),
         Command::TrainSr(options) => train_sr::run(&options, common),
         Command::MakeDemoData(options) => make_demo_data::run(&options, common),
+        Command::Evaluate(options) => evaluate::run(&options, common),
         Command::Info(options) => info::run(&options, common),
         Command::Convert(options) => convert::run(&options, common),
         Command::Bench(options) => bench::run(&options, common),

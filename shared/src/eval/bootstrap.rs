@@ -69,7 +69,7 @@ impl Bootstrap {
 }
 
 /// The quantile of ascending values, interpolated between neighbours.
-fn quantile(ascending: &[f64], share: f64) -> f64 {
+pub(super) fn quantile(ascending: &[f64], share: f64) -> f64 {
     let place = share * (ascending.len().saturating_sub(1)) as f64;
     let at = |index: f64| ascending.get(index as usize).copied().unwrap_or(f64::NAN);
     let (low, high) = (at(place.floor()), at(place.ceil()));
