@@ -94,7 +94,7 @@ impl Seen<'_> {
     /// depend on `seed` alone.
     ///
     /// # Errors
-    /// As [`OnsetDetector::new`].
+    /// When the sampling rate is too low for its bands, or a sound is not finite.
     pub fn synchrony(
         &self,
         from: Sound,
