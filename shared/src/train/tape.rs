@@ -52,12 +52,13 @@ impl<'a> Tape<'a> {
         Ok(outputs)
     }
 
-    /// The gradients of the scalar `loss`, which was computed from results of segments.
+    /// The gradients of the scalar `loss`, which was computed from results of segments, by the
+    /// variables that it depends on.
     ///
     /// # Errors
     /// Those of the segments; when a layer has no gradient.
     pub fn backward(self, loss: &Tensor) -> Result<GradStore> {
-        let mut gradients = loss.backward()?;
+        let mut gradients = of_variables(loss, loss.backward()?);
         let mut segments = self.segments.into_inner();
         while let Some(Segment { inputs, outputs, compute }) = segments.pop() {
             let slopes: Vec<Option<Tensor>> =
@@ -77,11 +78,25 @@ impl<'a> Tape<'a> {
                 });
             }
             if let Some(sum) = sum {
-                gradients.extend(sum.backward()?)?;
+                gradients.extend(of_variables(&sum, sum.backward()?))?;
             }
         }
         Ok(gradients)
     }
+}
+
+/// The gradients in `store` by the variables that `loss` was computed from. What candle also keeps,
+/// gradients by constants such as masks, would fill the memory, a part more with each segment.
+fn of_variables(loss: &Tensor, mut store: GradStore) -> GradStore {
+    let mut kept = GradStore::default();
+    for node in loss.sorted_nodes() {
+        if node.is_variable()
+            && let Some(gradient) = store.remove(node)
+        {
+            kept.insert(node, gradient);
+        }
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -129,6 +144,8 @@ mod tests {
         let found = tape.backward(&loss_again).unwrap();
 
         assert_eq!(loss_again.to_scalar::<f32>().unwrap(), loss.to_scalar::<f32>().unwrap());
+        // Neither by the constant `x` nor by results of segments.
+        assert_eq!(found.get_ids().count(), 2);
         for parameter in [&a, &b] {
             let [found, expected] = [&found, &expected]
                 .map(|store| store.get(parameter).unwrap().to_vec1::<f32>().unwrap());
