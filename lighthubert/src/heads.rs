@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use shared::nn::functional::softmax;
-use shared::nn::{Init, Linear, Lstm, Weights};
+use shared::nn::{Dropout, Init, Linear, Lstm, Weights};
 use shared::{Error, Result};
 
 /// A learned mean of the encoder's hidden states. Parameter: `weights [L]`, whose softmax weighs the
@@ -92,16 +92,24 @@ impl RecurrentHead {
         Ok(Self { projector, recurrent, linear })
     }
 
-    /// Logits `[B, T, classes]` for `features [B, T, inputs]`, of which `lengths[b]` frames count.
+    /// Logits `[B, T, classes]` for `features [B, T, inputs]`, of which `lengths[b]` frames count;
+    /// `dropout` leaves out some of the features between the LSTMs.
     ///
     /// # Errors
     /// When the shapes do not fit, or a length is above T.
-    pub fn forward(&self, features: &Tensor, lengths: &[usize]) -> Result<Tensor> {
-        let projected = self.projector.forward(features)?;
-        let states = self
-            .recurrent
-            .iter()
-            .try_fold(projected, |states, layer| layer.forward(&states, lengths))?;
+    pub fn forward(
+        &self,
+        features: &Tensor,
+        lengths: &[usize],
+        dropout: Option<&Dropout>,
+    ) -> Result<Tensor> {
+        let mut states = self.projector.forward(features)?;
+        for (number, layer) in self.recurrent.iter().enumerate() {
+            if let (Some(dropout), 1..) = (dropout, number) {
+                states = dropout.forward(&states, &format!("head.{}", number - 1))?;
+            }
+            states = layer.forward(&states, lengths)?;
+        }
         self.linear.forward(&states)
     }
 }

@@ -4,6 +4,7 @@
 //! part of them is active. [`Supernet::materialise`] leaves a plain [`Network`], which turns speech
 //! into a vector for every 20 ms.
 
+pub mod captions;
 pub mod config;
 pub mod conv_layers;
 pub mod cost;
@@ -19,6 +20,7 @@ pub mod network;
 pub mod padding;
 pub mod positional;
 pub mod published;
+pub mod recogniser;
 pub mod recording;
 pub mod score_report;
 pub mod signal;
@@ -26,6 +28,8 @@ pub mod space;
 pub mod speech_encoder;
 pub mod subnet;
 pub mod supernet;
+pub mod training;
+pub mod transcriber;
 #[cfg(test)]
 mod tiny;
 pub mod transformer;
@@ -35,8 +39,10 @@ pub use config::{EncoderConfig, NetworkConfig, RATE_HZ, SupernetConfig};
 pub use model_file::{ModelCard, ModelFile, Sizes};
 pub use network::{Conditions, Encoded, Network};
 pub use padding::PaddingRule;
+pub use recogniser::{Features, HeadConfig, Recogniser, RecogniserConfig};
 pub use space::{Budget, SearchSpace, SpaceName};
-pub use speech_encoder::{ChunkConfig, Layers, SpeechEncoder};
+pub use speech_encoder::{ChunkConfig, Layers, Output, SpeechEncoder};
 pub use subnet::{LayerShape, Subnet, Window};
 pub use supernet::Supernet;
+pub use transcriber::{Decoder, DecodingConfig, Transcriber, Transcription};
 pub use vocabulary::Vocabulary;

@@ -9,17 +9,22 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use shared::checkpoint::{self, Checkpoint, data_hash, safetensors};
 use shared::limits::Limits;
+use shared::nn::Weights;
 use shared::rng::Stream;
 use shared::{Error, Result};
 
 use crate::config::{NetworkConfig, RATE_HZ, SupernetConfig};
 use crate::hugging_face::{self, Imported};
-use crate::network::{Conditions, Network};
+use crate::cost;
+use crate::network::{Conditions, Network, check_count};
 use crate::published::{self, Published};
+use crate::recogniser::{self, Recogniser, RecogniserConfig};
 use crate::space::SpaceName;
 use crate::speech_encoder::ChunkConfig;
 use crate::subnet::Subnet;
 use crate::supernet::Supernet;
+use crate::transcriber::DecodingConfig;
+use crate::vocabulary::Vocabulary;
 
 /// Metadata entry that holds the card.
 const CARD: &str = "lighthubert";
@@ -44,6 +49,11 @@ pub enum Sizes {
         /// Its sizes.
         config: NetworkConfig,
     },
+    /// A network with a head that recognises speech.
+    Recogniser {
+        /// Its sizes and classes.
+        config: Box<RecogniserConfig>,
+    },
 }
 
 /// What a written model is checked by.
@@ -66,6 +76,9 @@ pub struct ModelCard {
     pub sizes: Sizes,
     /// How long recordings are cut for it.
     pub chunks: ChunkConfig,
+    /// How a recogniser's results are best turned into text, found on a development set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoding: Option<DecodingConfig>,
     /// How the model came about.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub provenance: serde_json::Map<String, serde_json::Value>,
@@ -79,7 +92,7 @@ pub struct ModelCard {
 pub struct ModelFile {
     /// What it says about itself.
     pub card: ModelCard,
-    /// Its tensors, under the names of [`Network`] or [`Supernet`].
+    /// Its tensors, under the names of [`Network`], [`Supernet`] or [`Recogniser`].
     pub tensors: BTreeMap<String, Tensor>,
     /// What was left out when it was read from a file of another form, a sentence each.
     pub notes: Vec<String>,
@@ -95,6 +108,7 @@ impl ModelFile {
             version: VERSION,
             sizes,
             chunks,
+            decoding: None,
             provenance: serde_json::Map::new(),
             seal: None,
         };
@@ -181,10 +195,19 @@ impl ModelFile {
     ) -> Result<(NetworkConfig, BTreeMap<String, Tensor>)> {
         match (&self.card.sizes, subnet) {
             (Sizes::Network { config }, None) => Ok((config.clone(), self.tensors.clone())),
-            (Sizes::Network { .. }, Some(_)) => Err(Error::Argument(format!(
-                "{}: is one network, of which no subnet can be taken",
-                self.path.display()
-            ))),
+            (Sizes::Recogniser { config }, None) => {
+                let prefix = format!("{}.", recogniser::NETWORK);
+                let within = |(name, tensor): (&String, &Tensor)| {
+                    Some((name.strip_prefix(&prefix)?.to_owned(), tensor.clone()))
+                };
+                Ok((config.network.clone(), self.tensors.iter().filter_map(within).collect()))
+            }
+            (Sizes::Network { .. } | Sizes::Recogniser { .. }, Some(_)) => {
+                Err(Error::Argument(format!(
+                    "{}: is one network, of which no subnet can be taken",
+                    self.path.display()
+                )))
+            }
             (Sizes::Supernet { .. }, subnet) => {
                 let subnet = subnet.cloned().unwrap_or_else(|| self.default_subnet());
                 self.supernet(&Device::Cpu)?.materialise(&subnet)
@@ -202,10 +225,38 @@ impl ModelFile {
                 let tensors = self.tensors.clone();
                 Ok(Supernet::from_tensors(config.clone(), tensors, &self.path, device)?.0)
             }
-            Sizes::Network { .. } => {
+            Sizes::Network { .. } | Sizes::Recogniser { .. } => {
                 Err(Error::Argument(format!("{}: is no supernet", self.path.display())))
             }
         }
+    }
+
+    /// What the classes of a recogniser stand for; `None` of other models.
+    pub fn vocabulary(&self) -> Option<&Vocabulary> {
+        match &self.card.sizes {
+            Sizes::Recogniser { config } => Some(&config.vocabulary),
+            _ => None,
+        }
+    }
+
+    /// The recogniser with frozen weights.
+    ///
+    /// # Errors
+    /// When the model is none; [`Error::Tensors`].
+    pub fn recogniser(&self, device: &Device) -> Result<Recogniser> {
+        let Sizes::Recogniser { config } = &self.card.sizes else {
+            return Err(Error::Argument(format!(
+                "{}: has no head that recognises speech; make a recogniser of it with `lighthubert \
+                 finetune`",
+                self.path.display()
+            )));
+        };
+        check_count(&self.path, &self.tensors, cost::plain_parameters(&config.network))?;
+        let tensors = self.tensors.clone();
+        let weights = Weights::loaded(tensors, &self.path, false, DType::F32, device);
+        let recogniser = Recogniser::new(config, &weights)?;
+        weights.check(false)?;
+        Ok(recogniser)
     }
 
     /// The subnet that is meant when none is named: the one whose results are published, the largest
@@ -213,6 +264,7 @@ impl ModelFile {
     pub fn default_subnet(&self) -> Subnet {
         match &self.card.sizes {
             Sizes::Network { config } => config.subnet.clone(),
+            Sizes::Recogniser { config } => config.network.subnet.clone(),
             Sizes::Supernet { config, space } => {
                 let published = space.map(SpaceName::default_subnet);
                 let fitting = published.filter(|subnet| subnet.check_within(config).is_ok());

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use shared::checkpoint::LoadReport;
-use shared::nn::{Init, LayerNorm, Linear, Weights};
+use shared::nn::{Dropout, Init, LayerNorm, Linear, Weights};
 use shared::{Error, Result};
 
 use crate::config::{NORM_EPS, NetworkConfig};
@@ -41,6 +41,24 @@ pub struct Conditions<'a> {
     pub frame_mask: Option<&'a Tensor>,
     /// Channels that are 0 for all frames, `[B, E]` (`u8`): those that are not 0.
     pub channel_mask: Option<&'a Tensor>,
+    /// What training leaves out at random.
+    pub regularisation: Option<&'a Regularisation>,
+}
+
+/// What training leaves out at random, in the places of the published program but one: the weights of
+/// the attention, which are never in memory as a whole.
+#[derive(Clone, Debug)]
+pub struct Regularisation {
+    /// Of what enters the encoder.
+    pub features: Dropout,
+    /// Of the sum with positions, and of what attention and feed-forward blocks add.
+    pub hidden: Dropout,
+    /// Of the hidden units of feed-forward blocks.
+    pub activation: Dropout,
+    /// Layers that are left out altogether.
+    pub skipped_layers: Vec<usize>,
+    /// Whether the extractor stays as it is.
+    pub freeze_extractor: bool,
 }
 
 /// What a [`Network`] makes of signals.
@@ -67,6 +85,19 @@ impl Encoded {
     /// Those of the tensor library.
     pub fn features_penalty(&self) -> Result<Tensor> {
         Ok(self.extracted.sqr()?.mean_all()?)
+    }
+
+    /// The same, through which no gradient goes.
+    pub fn detach(&self) -> Self {
+        let detach = |tensors: &[Tensor]| tensors.iter().map(Tensor::detach).collect::<Vec<_>>();
+        Self {
+            x: self.x.detach(),
+            hidden_states: detach(&self.hidden_states),
+            layer_results: detach(&self.layer_results),
+            predictions: self.predictions.iter().map(|of_layer| detach(of_layer)).collect(),
+            padding: self.padding.clone(),
+            extracted: self.extracted.detach(),
+        }
     }
 }
 
@@ -149,11 +180,18 @@ impl Network {
     /// # Errors
     /// [`Error::TooShort`]; when the shapes do not fit.
     pub fn forward(&self, source: &Tensor, conditions: &Conditions) -> Result<Encoded> {
-        let extracted = self.extractor.forward(source)?;
+        let regularisation = conditions.regularisation;
+        let mut extracted = self.extractor.forward(source)?;
+        if regularisation.is_some_and(|it| it.freeze_extractor) {
+            extracted = extracted.detach();
+        }
         let (batch, _, frames) = extracted.dims3()?;
         let padding = self.padding(source, frames, conditions)?;
         let x = self.extractor_norm.forward(&extracted.transpose(1, 2)?)?;
         let mut x = self.projection.forward(&x)?;
+        if let Some(regularisation) = regularisation {
+            x = regularisation.features.forward(&x, "features")?;
+        }
         if let Some(mask) = conditions.frame_mask {
             check_mask("frame mask", mask, [batch, frames])?;
             let masked = self.mask_embedding.broadcast_as(x.shape())?;
@@ -166,7 +204,7 @@ impl Network {
         if let Some(padding) = &padding {
             x = zeroed(&x, &padding.unsqueeze(2)?)?;
         }
-        let (x, hidden_states, layer_results) = self.encode(x, padding.as_ref())?;
+        let (x, hidden_states, layer_results) = self.encode(x, padding.as_ref(), regularisation)?;
         let predictions = self.predict(&x, &hidden_states)?;
         Ok(Encoded { x, hidden_states, layer_results, predictions, padding, extracted })
     }
@@ -176,6 +214,7 @@ impl Network {
         &self,
         x: Tensor,
         padding: Option<&Tensor>,
+        regularisation: Option<&Regularisation>,
     ) -> Result<(Tensor, Vec<Tensor>, Vec<Tensor>)> {
         let is_first = self.config.encoder.layer_norm_first;
         let position = self.positional.forward(&x.transpose(1, 2)?)?.transpose(1, 2)?;
@@ -185,11 +224,21 @@ impl Network {
         if !is_first {
             x = self.norm.forward(&x)?;
         }
+        if let Some(regularisation) = regularisation {
+            x = regularisation.hidden.forward(&x, "positions")?;
+        }
         let frames = x.dim(1)?;
         let (mut x, padding) = self.filled_up(x, padding)?;
         let cut = |x: &Tensor| x.narrow(1, 0, frames);
-        for layer in &self.layers {
-            let output = layer.forward(&x, padding.as_ref())?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            if regularisation.is_some_and(|it| it.skipped_layers.contains(&number)) {
+                let nothing = x.zeros_like()?;
+                hidden_states.push(cut(&x)?);
+                layer_results.push(cut(&nothing)?);
+                continue;
+            }
+            let regularisation = regularisation.map(|it| (it, number));
+            let output = layer.forward(&x, padding.as_ref(), regularisation)?;
             hidden_states.push(cut(&output.x)?);
             layer_results.push(cut(&output.layer_result)?);
             x = output.x;

@@ -43,9 +43,18 @@ pub enum Layers {
     Weighted(Vec<f64>),
 }
 
-impl Layers {
-    /// The features of a batch, with a leading dimension for its items.
-    fn select(&self, encoded: &Encoded) -> Result<Tensor> {
+/// What is wanted of every frame.
+pub trait Output {
+    /// What an encoder's results for a batch, of which `frames[b]` frames count, come to: a leading
+    /// dimension for the items, the last one but one for the frames.
+    ///
+    /// # Errors
+    /// When there is no such thing.
+    fn select(&self, encoded: &Encoded, frames: &[usize]) -> Result<Tensor>;
+}
+
+impl Output for Layers {
+    fn select(&self, encoded: &Encoded, _frames: &[usize]) -> Result<Tensor> {
         let states = &encoded.hidden_states;
         match self {
             Self::Last => Ok(encoded.x.clone()),
@@ -118,8 +127,8 @@ impl SpeechEncoder {
     ///
     /// # Errors
     /// [`Error::TooShort`]; [`Error::NonFinite`]; when there is no such layer.
-    pub fn encode(&self, samples: &[f32], layers: &Layers) -> Result<Tensor> {
-        let mut stream = self.start(&SignalStatistics::of(samples), layers);
+    pub fn encode(&self, samples: &[f32], output: &dyn Output) -> Result<Tensor> {
+        let mut stream = self.start(&SignalStatistics::of(samples), output);
         let mut parts = vec![];
         let mut keep = |part| {
             parts.push(part);
@@ -140,7 +149,7 @@ impl SpeechEncoder {
     pub fn encode_all<S: AsRef<[f32]>>(
         &self,
         recordings: &[S],
-        layers: &Layers,
+        output: &dyn Output,
     ) -> Result<Vec<Tensor>> {
         let extractor = &self.network.config().encoder.extractor;
         let samples_of = |i: usize| recordings.get(i).map(AsRef::as_ref).unwrap_or_default();
@@ -154,8 +163,8 @@ impl SpeechEncoder {
             for batch in bucket.chunk_by(is_alike) {
                 let samples: Vec<&[f32]> = batch.iter().map(|i| samples_of(*i)).collect();
                 let found = match samples.as_slice() {
-                    [one] => vec![self.encode(one, layers)?],
-                    _ => self.encode_batch(&samples, layers)?,
+                    [one] => vec![self.encode(one, output)?],
+                    _ => self.encode_batch(&samples, output)?,
                 };
                 features.extend(batch.iter().copied().zip(found));
             }
@@ -169,10 +178,10 @@ impl SpeechEncoder {
     pub fn start<'a>(
         &'a self,
         statistics: &SignalStatistics,
-        layers: &'a Layers,
+        output: &'a dyn Output,
     ) -> EncodingStream<'a> {
         let standardisation = self.standardisation(statistics);
-        EncodingStream { encoder: self, layers, standardisation, waiting: vec![], heard_frames: 0 }
+        EncodingStream { encoder: self, output, standardisation, waiting: vec![], heard_frames: 0 }
     }
 
     fn standardisation(&self, statistics: &SignalStatistics) -> Standardisation {
@@ -183,7 +192,7 @@ impl SpeechEncoder {
     }
 
     /// The features of recordings that are no longer than a window.
-    fn encode_batch(&self, recordings: &[&[f32]], layers: &Layers) -> Result<Vec<Tensor>> {
+    fn encode_batch(&self, recordings: &[&[f32]], output: &dyn Output) -> Result<Vec<Tensor>> {
         let lengths: Vec<usize> = recordings.iter().map(|samples| samples.len()).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let extractor = &self.network.config().encoder.extractor;
@@ -207,19 +216,18 @@ impl SpeechEncoder {
             rule: PaddingRule::Exact,
             ..Conditions::default()
         };
-        let features = layers.select(&self.network.forward(&source, &conditions)?)?;
+        let frames: Vec<usize> = lengths.iter().map(|length| extractor.frames(*length)).collect();
+        let features = output.select(&self.network.forward(&source, &conditions)?, &frames)?;
         let time = features.rank().saturating_sub(3);
-        let item = |(i, length): (usize, &usize)| {
-            Ok(features.get(i)?.narrow(time, 0, extractor.frames(*length))?)
-        };
-        lengths.iter().enumerate().map(item).collect()
+        let item = |(i, frames): (usize, &usize)| Ok(features.get(i)?.narrow(time, 0, *frames)?);
+        frames.iter().enumerate().map(item).collect()
     }
 }
 
 /// A recording on its way to features; see [`SpeechEncoder::start`].
 pub struct EncodingStream<'a> {
     encoder: &'a SpeechEncoder,
-    layers: &'a Layers,
+    output: &'a dyn Output,
     standardisation: Standardisation,
     /// Standardised samples from the start of the next window on.
     waiting: Vec<f32>,
@@ -277,7 +285,8 @@ impl EncodingStream<'_> {
         let window = self.waiting.get(..samples).unwrap_or(&self.waiting);
         let source = Tensor::from_slice(window, (1, window.len()), &self.encoder.device)?;
         let encoded = self.encoder.network.forward(&source, &Conditions::default())?;
-        let features = self.layers.select(&encoded)?.squeeze(0)?;
+        let heard = encoded.x.dim(1)?;
+        let features = self.output.select(&encoded, &[heard])?.squeeze(0)?;
         let time = features.rank().saturating_sub(2);
         Ok(features.narrow(time, frames.start, frames.len())?)
     }

@@ -9,6 +9,7 @@ use shared::nn::functional::{
 use shared::nn::{LayerNorm, Linear, Weights};
 
 use crate::config::{EncoderConfig, FfnActivation, NORM_EPS};
+use crate::network::Regularisation;
 use crate::subnet::{HEAD_DIM, LayerShape, Window};
 
 /// Self-attention and a feed-forward block, each with a residual connection and a layer norm.
@@ -55,25 +56,37 @@ impl TransformerLayer {
     }
 
     /// The output for `x` `[B, T, E]`; frames where `padding` `[B, T]` (`u8`) is not 0 are not
-    /// attended to.
+    /// attended to. Training leaves out what `regularisation` says of the layer of this number.
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn forward(&self, x: &Tensor, padding: Option<&Tensor>) -> Result<LayerOutput> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        padding: Option<&Tensor>,
+        regularisation: Option<(&Regularisation, usize)>,
+    ) -> Result<LayerOutput> {
+        let thinned = |x: Tensor, block: &str| match regularisation {
+            Some((it, layer)) => it.hidden.forward(&x, &format!("layers.{layer}.{block}")),
+            None => Ok(x),
+        };
         let sum_norm = |sum: &Tensor, x: &Tensor, norm: &LayerNorm| {
             layer_norm_of_sum(sum, x, Some(&norm.weight), Some(&norm.bias), norm.eps)
         };
         if self.layer_norm_first {
             let attended = self.attention.forward(&self.attention_norm.forward(x)?, padding)?;
+            let attended = thinned(attended, "attention")?;
             let LayerNorm { weight, bias, eps } = &self.final_norm;
             let (x, normed) = add_layer_norm(&attended, x, Some(weight), Some(bias), *eps)?;
-            let layer_result = self.feed_forward(&normed)?;
-            return Ok(LayerOutput { x: (x + &layer_result)?, layer_result });
+            let layer_result = self.feed_forward(&normed, regularisation)?;
+            let x = (x + thinned(layer_result.clone(), "feed_forward")?)?;
+            return Ok(LayerOutput { x, layer_result });
         }
-        let attended = self.attention.forward(x, padding)?;
+        let attended = thinned(self.attention.forward(x, padding)?, "attention")?;
         let x = sum_norm(&attended, x, &self.attention_norm)?;
-        let layer_result = self.feed_forward(&x)?;
-        Ok(LayerOutput { x: sum_norm(&layer_result, &x, &self.final_norm)?, layer_result })
+        let layer_result = self.feed_forward(&x, regularisation)?;
+        let added = thinned(layer_result.clone(), "feed_forward")?;
+        Ok(LayerOutput { x: sum_norm(&added, &x, &self.final_norm)?, layer_result })
     }
 
     /// The attention alone.
@@ -81,9 +94,17 @@ impl TransformerLayer {
         &self.attention
     }
 
-    fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn feed_forward(
+        &self,
+        x: &Tensor,
+        regularisation: Option<(&Regularisation, usize)>,
+    ) -> Result<Tensor> {
         let hidden = self.fc1.forward_with(x, self.activation.fused())?;
-        self.fc2.forward(&self.activation.finish(hidden)?)
+        let mut hidden = self.activation.finish(hidden)?;
+        if let Some((it, layer)) = regularisation {
+            hidden = it.activation.forward(&hidden, &format!("layers.{layer}.activation"))?;
+        }
+        self.fc2.forward(&hidden)
     }
 }
 

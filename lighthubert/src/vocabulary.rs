@@ -33,6 +33,17 @@ pub struct Vocabulary {
     encoder: Encoder,
 }
 
+impl PartialEq for Vocabulary {
+    fn eq(&self, other: &Self) -> bool {
+        let same_encoder = match (&self.encoder, &other.encoder) {
+            (Encoder::Characters(_), Encoder::Characters(_)) => true,
+            (Encoder::WordPieces(_, json), Encoder::WordPieces(_, other)) => json == other,
+            _ => false,
+        };
+        same_encoder && self.blank == other.blank && self.symbols == other.symbols
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Encoder {
     Characters(HashMap<char, u32>),
@@ -178,6 +189,14 @@ impl Vocabulary {
     /// The class that stands for no symbol.
     pub fn blank(&self) -> u32 {
         self.blank
+    }
+
+    /// The class that stands between words, where words do not begin with a symbol of their own.
+    pub fn delimiter(&self) -> Option<u32> {
+        match &self.encoder {
+            Encoder::Characters(known) => known.get(&' ').copied(),
+            Encoder::WordPieces(..) => None,
+        }
     }
 
     /// What a class adds to a text: characters, with a space before where they begin a word; a space

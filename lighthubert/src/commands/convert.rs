@@ -74,7 +74,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
             let (mut model, subnet) = input.load(common)?;
             match (&mut model.card.sizes, options.space) {
                 (Sizes::Supernet { space, .. }, Some(given)) => *space = Some(given),
-                (Sizes::Network { .. }, Some(_)) => {
+                (Sizes::Network { .. } | Sizes::Recogniser { .. }, Some(_)) => {
                     return Err(Error::Argument("--space goes with a supernet".into()).into());
                 }
                 _ => {}

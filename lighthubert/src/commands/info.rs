@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lighthubert::space::BUDGET_SAMPLES;
-use lighthubert::{ModelCard, Network, Sizes, Subnet, cost};
+use lighthubert::{
+    Features, HeadConfig, ModelCard, Network, RecogniserConfig, Sizes, Subnet, cost,
+};
 use serde::Serialize;
 use shared::cli::Common;
 use shared::report::Table;
@@ -54,6 +56,12 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
             parameters: cost::plain_parameters(config),
             macs_10s: cost::macs(config, BUDGET_SAMPLES),
         }],
+        Sizes::Recogniser { config } => vec![Described {
+            name: "recogniser",
+            subnet: config.network.subnet.clone(),
+            parameters: cost::plain_parameters(&config.network),
+            macs_10s: cost::macs(&config.network, BUDGET_SAMPLES),
+        }],
         Sizes::Supernet { config, space } => {
             subnets = space.map(|space| space.space().count().to_string());
             let mut named = vec![("default", model.default_subnet())];
@@ -89,6 +97,7 @@ impl Outcome<'_> {
         let extractor = &encoder.extractor;
         let kind = match &self.card.sizes {
             Sizes::Network { .. } => "one network".to_owned(),
+            Sizes::Recogniser { config } => recogniser(config),
             Sizes::Supernet { space, .. } => match (space, &self.subnets) {
                 (Some(space), Some(subnets)) => {
                     format!("supernet of the space {space:?}, {subnets} subnets")
@@ -123,4 +132,21 @@ impl Outcome<'_> {
             table.to_string().trim_end()
         )
     }
+}
+
+fn recogniser(config: &RecogniserConfig) -> String {
+    let head = match config.head {
+        HeadConfig::Linear => "a linear layer".to_owned(),
+        HeadConfig::Recurrent { hidden, layers, .. } => {
+            format!("{layers} bidirectional LSTMs of {hidden}")
+        }
+    };
+    let features = match config.features {
+        Features::Last => "the last layer",
+        Features::Mixture => "all layers",
+    };
+    let symbols = config.vocabulary.symbols();
+    let shown = symbols.iter().take(40).map(String::as_str).collect::<Vec<_>>().join(" ");
+    let more = if symbols.len() > 40 { " ..." } else { "" };
+    format!("recogniser: {head} on {features}\nclasses    {}: {shown}{more}", symbols.len())
 }

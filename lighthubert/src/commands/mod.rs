@@ -5,6 +5,7 @@ mod convert;
 mod doctor;
 mod extract;
 mod features;
+mod finetune;
 mod info;
 mod language_model;
 mod model;
@@ -24,6 +25,8 @@ pub enum Command {
     Score(score::Options),
     /// Estimate an n-gram language model from texts
     LanguageModel(language_model::Options),
+    /// Train a recogniser on transcribed recordings, from an encoder or from scratch
+    Finetune(finetune::Options),
     /// Describe a model: sizes, parameters, operations, search space
     Info(info::Options),
     /// Take one subnet out of a supernet
@@ -45,6 +48,7 @@ pub fn run(command: Command, common: &Common) -> anyhow::Result<ExitCode> {
         Command::Features(options) => features::run(&options, common)?,
         Command::Score(options) => score::run(&options, common)?,
         Command::LanguageModel(options) => language_model::run(&options, common)?,
+        Command::Finetune(options) => finetune::run(&options, common)?,
         Command::Info(options) => info::run(&options, common)?,
         Command::Extract(options) => extract::run(&options, common)?,
         Command::Sample(options) => sample::run(&options, common)?,

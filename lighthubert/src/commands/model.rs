@@ -66,7 +66,7 @@ impl SubnetChoice {
     pub fn of(&self, model: &ModelFile) -> anyhow::Result<Subnet> {
         let space = match &model.card.sizes {
             Sizes::Supernet { space, .. } => space.map(|space| space.space()),
-            Sizes::Network { .. } => None,
+            Sizes::Network { .. } | Sizes::Recogniser { .. } => None,
         };
         Ok(match self {
             Self::Default => model.default_subnet(),

@@ -28,6 +28,13 @@ impl Emissions {
         Ok(Self { values, classes })
     }
 
+    /// Those of some frames.
+    pub fn slice(&self, frames: std::ops::Range<usize>) -> Self {
+        let range = frames.start * self.classes..frames.end * self.classes;
+        let values = self.values.get(range).unwrap_or_default().to_vec();
+        Self { values, classes: self.classes }
+    }
+
     /// Number of frames.
     pub fn frames(&self) -> usize {
         self.values.len() / self.classes

@@ -50,7 +50,7 @@ pub fn superb(case: &mut Case) -> Result<()> {
 
     let features = mixture.forward(&states)?;
     case.check("weighted", &features, Class::Forward)?;
-    let logits = recogniser.forward(&features, &lengths)?;
+    let logits = recogniser.forward(&features, &lengths, None)?;
     case.check("log_probs", &log_softmax(&logits, 2)?, Class::Forward)?;
     let loss = ctc_mean(&ctc_loss(&logits, &lengths, &labels, CtcOptions::default())?, &labels)?;
     case.check("ctc_loss", &loss.reshape(1)?, Class::Forward)?;

@@ -131,7 +131,7 @@ pub fn transformer(case: &mut Case) -> Result<()> {
         let x = time_first(&case.tensor(&format!("in.{name}.x"))?)?;
         let mask = case.tensor("in.padding_mask")?.to_dtype(DType::U8)?;
         for (form, padding) in [("nopad", None), ("pad", Some(&mask))] {
-            let output = layer.forward(&x, padding)?;
+            let output = layer.forward(&x, padding, None)?;
             let attended = layer.attention().forward(&x, padding)?;
             for (part, found) in
                 [("attn", attended), ("layer_result", output.layer_result), ("y", output.x)]

@@ -28,6 +28,7 @@ pub fn model(case: &mut Case) -> Result<()> {
         rule: PaddingRule::Chunks,
         frame_mask: frame_mask.as_ref(),
         channel_mask: None,
+        regularisation: None,
     };
     for (name, value) in case.sub_cases("subnets")? {
         let subnet: Subnet = serde_json::from_value(value)?;
