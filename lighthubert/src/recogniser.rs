@@ -150,3 +150,161 @@ impl Recogniser {
         self.network.config().encoder.extractor.frames(samples)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use candle_core::{DType, Device};
+    use shared::nn::functional::{CtcOptions, ctc_loss, ctc_mean};
+    use shared::rng::Stream;
+    use shared::train::Gradients;
+
+    use super::*;
+    use crate::config::{
+        ConvLayer, EncoderConfig, ExtractorConfig, ExtractorMode, HeadsConfig, PositionalConfig,
+    };
+    use crate::network::{Conditions, Regularisation};
+    use crate::padding::PaddingRule;
+    use crate::subnet::{LayerShape, Subnet, Window};
+
+    /// A recogniser of two layers that hears a frame every 20 samples.
+    pub(crate) fn tiny(
+        mode: ExtractorMode,
+        layer_norm_first: bool,
+        head: HeadConfig,
+    ) -> RecogniserConfig {
+        let layer = |channels, kernel, stride| ConvLayer { channels, kernel, stride };
+        let encoder = EncoderConfig {
+            extractor: ExtractorConfig {
+                mode,
+                layers: vec![layer(8, 10, 5), layer(12, 6, 4)],
+                bias: false,
+            },
+            positional: PositionalConfig { kernel: 4, groups: 4, depth: 1, inner_width: None },
+            layer_norm_first,
+            heads: HeadsConfig { size: 8, counts: vec![0; 2] },
+            ..EncoderConfig::published()
+        };
+        let layer = |heads| LayerShape { heads, ffn: 24, window: Window::Global };
+        let features = match head {
+            HeadConfig::Linear => Features::Last,
+            HeadConfig::Recurrent { .. } => Features::Mixture,
+        };
+        RecogniserConfig {
+            network: NetworkConfig { encoder, subnet: Subnet::new(16, vec![layer(1), layer(2)]) },
+            features,
+            head,
+            vocabulary: Vocabulary::of_texts(["ab c"]).unwrap(),
+        }
+    }
+
+    const RECURRENT: HeadConfig = HeadConfig::Recurrent { projected: 6, hidden: 5, layers: 2 };
+
+    fn signals(lengths: &[usize], dtype: DType) -> Tensor {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mut samples = vec![0.0f32; lengths.len() * longest];
+        for (item, (row, length)) in samples.chunks_mut(longest).zip(lengths).enumerate() {
+            Stream::new(3, "signal", item as u64).fill_normal(&mut row[..*length]);
+        }
+        let samples = Tensor::from_vec(samples, (lengths.len(), longest), &Device::Cpu).unwrap();
+        samples.to_dtype(dtype).unwrap()
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        const STEP: f64 = 1e-5;
+        let lengths = [170, 301, 260];
+        let labels = vec![vec![2, 3], vec![4, 4, 1, 2], vec![]];
+        for mode in [ExtractorMode::LayerNorm, ExtractorMode::Default] {
+            for (layer_norm_first, head) in [(false, HeadConfig::Linear), (true, RECURRENT)] {
+                let config = tiny(mode, layer_norm_first, head);
+                let weights = Weights::fresh(5, DType::F64, &Device::Cpu);
+                let recogniser = Recogniser::new(&config, &weights).unwrap();
+                let source = signals(&lengths, DType::F64);
+                let dropout = |rate| Dropout::new(rate, 1, &[7, 9, 8]).unwrap();
+                let regularisation = Regularisation {
+                    features: dropout(0.1),
+                    hidden: dropout(0.2),
+                    activation: dropout(0.3),
+                    skipped_layers: vec![],
+                    freeze_extractor: false,
+                };
+                let frames = lengths.map(|length| recogniser.frames(length));
+                let longest = frames.iter().copied().max().unwrap();
+                let mask = |width: usize, period: usize| {
+                    let places = (0..3 * width).map(|place| u8::from(place % period == 0));
+                    Tensor::from_iter(places, &Device::Cpu).unwrap().reshape((3, width)).unwrap()
+                };
+                let (frame_mask, channel_mask) = (mask(longest, 5), mask(16, 7));
+                let conditions = Conditions {
+                    lengths: Some(&lengths),
+                    rule: PaddingRule::Exact,
+                    frame_mask: Some(&frame_mask),
+                    channel_mask: Some(&channel_mask),
+                    regularisation: Some(&regularisation),
+                };
+                let loss = || {
+                    let encoded = recogniser.network.forward(&source, &conditions).unwrap();
+                    let dropout = dropout(0.1);
+                    let logits = recogniser.head.logits(&encoded, &frames, Some(&dropout)).unwrap();
+                    let losses = ctc_loss(&logits, &frames, &labels, CtcOptions::default());
+                    ctc_mean(&losses.unwrap(), &labels).unwrap()
+                };
+                let parameters = weights.variables();
+                let gradients = Gradients::of(&loss(), &parameters).unwrap();
+                let mut stream = Stream::new(1, "places", 0);
+                for (index, parameter) in parameters.iter().enumerate() {
+                    let (name, var) = (&parameter.name, &parameter.var);
+                    let gradient = gradients.get(index).unwrap().expect(name);
+                    let gradient: Vec<f64> = gradient.flatten_all().unwrap().to_vec1().unwrap();
+                    let values: Vec<f64> = var.flatten_all().unwrap().to_vec1().unwrap();
+                    for _ in 0..3 {
+                        let place = stream.below(values.len());
+                        let at = |change: f64| -> f64 {
+                            let mut values = values.clone();
+                            values[place] += change;
+                            let values = Tensor::from_vec(values, var.shape(), &Device::Cpu);
+                            var.set(&values.unwrap()).unwrap();
+                            loss().to_scalar().unwrap()
+                        };
+                        let expected = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+                        at(0.0);
+                        let found = gradient[place];
+                        let bound = 1e-6 + 1e-4 * expected.abs();
+                        assert!(
+                            (found - expected).abs() < bound,
+                            "{mode:?} {name}[{place}]: {found} {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn padding_changes_nothing() {
+        let config = tiny(ExtractorMode::LayerNorm, true, RECURRENT);
+        let weights = Weights::fresh(5, DType::F32, &Device::Cpu);
+        let recogniser = Recogniser::new(&config, &weights).unwrap();
+        let lengths = [170, 301, 260];
+        let found = |lengths: &[usize], source: &Tensor| {
+            let conditions = Conditions {
+                lengths: Some(lengths),
+                rule: PaddingRule::Exact,
+                ..Conditions::default()
+            };
+            let frames: Vec<usize> = lengths.iter().map(|it| recogniser.frames(*it)).collect();
+            let encoded = recogniser.network.forward(source, &conditions).unwrap();
+            recogniser.head.select(&encoded, &frames).unwrap()
+        };
+        let source = signals(&lengths, DType::F32);
+        let together = found(&lengths, &source);
+        for (item, length) in lengths.into_iter().enumerate() {
+            let alone = source.narrow(0, item, 1).unwrap().narrow(1, 0, length).unwrap();
+            let alone = found(&[length], &alone);
+            let frames = recogniser.frames(length);
+            let part = together.narrow(0, item, 1).unwrap().narrow(1, 0, frames).unwrap();
+            let far = (part - alone).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(far.to_scalar::<f32>().unwrap() < 1e-5);
+        }
+    }
+}

@@ -31,7 +31,8 @@ pub struct Figure {
 }
 
 impl Figure {
-    fn percent(&self) -> String {
+    /// In per cent, with the interval.
+    pub fn percent(&self) -> String {
         percent_with_interval(self.value, self.interval.low, self.interval.high, 2)
     }
 }

@@ -70,7 +70,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         }
         form => {
             let input =
-                ModelOptions { model: options.input.clone(), subnet: options.subnet.clone() };
+                ModelOptions { model: Some(options.input.clone()), subnet: options.subnet.clone() };
             let (mut model, subnet) = input.load(common)?;
             match (&mut model.card.sizes, options.space) {
                 (Sizes::Supernet { space, .. }, Some(given)) => *space = Some(given),

@@ -10,7 +10,7 @@ use super::model;
 
 #[derive(Args)]
 pub struct Options {
-    /// Model to check
+    /// Model to check [default: the recogniser shipped with this program]
     #[arg(long, value_name = "FILE")]
     model: Option<std::path::PathBuf>,
 }
@@ -26,15 +26,15 @@ struct Outcome {
     /// All of them that this processor has, best last.
     available_kernels: Vec<&'static str>,
     ffmpeg: Option<String>,
-    model: Option<String>,
+    model: String,
     /// Cosine of the features of a synthetic signal with those stored in the model.
     self_test: Option<f64>,
 }
 
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let opened = common.open()?;
-    let model = options.model.as_deref().map(|path| model::load(path, common)).transpose()?;
-    let self_test = model.map(|model| model.self_test(&opened)).transpose()?.flatten();
+    let model = model::load_or_shipped(options.model.as_deref(), common)?;
+    let self_test = model.self_test(&opened)?;
     let outcome = Outcome {
         version: env!("CARGO_PKG_VERSION"),
         device: format!("{:?}", opened.location()),
@@ -43,7 +43,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         kernels: isa::chosen()?.name(),
         available_kernels: InstructionSet::available().map(InstructionSet::name).collect(),
         ffmpeg: device::ffmpeg_version(),
-        model: options.model.as_ref().map(|path| path.display().to_string()),
+        model: model::name(options.model.as_deref()),
         self_test,
     };
     let text = format!(
@@ -55,11 +55,10 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         outcome.kernels,
         outcome.available_kernels.join(", "),
         outcome.ffmpeg.as_deref().unwrap_or("not in this build (feature `video`); Opus needs it"),
-        outcome.model.as_deref().unwrap_or("none given"),
-        match (&outcome.model, self_test) {
-            (_, Some(cosine)) => format!("passed, cosine {cosine:.6}"),
-            (Some(_), None) => "not stored in this model; `lighthubert convert` stores one".into(),
-            (None, None) => "needs --model".into(),
+        outcome.model,
+        match self_test {
+            Some(cosine) => format!("passed, cosine {cosine:.6}"),
+            None => "not stored in this model; `lighthubert convert` stores one".into(),
         }
     );
     common.print(&outcome, text)

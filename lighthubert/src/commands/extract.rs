@@ -9,7 +9,7 @@ use serde_json::json;
 use shared::cli::{Common, Storage};
 use shared::files::check_output;
 
-use super::model::ModelOptions;
+use super::model::{self, ModelOptions};
 
 #[derive(Args)]
 pub struct Options {
@@ -50,7 +50,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     network.card.chunks = model.card.chunks;
     network.card.provenance = model.card.provenance.clone();
     let seal = model.card.seal.as_ref().map(|seal| seal.tensors_sha256.as_str());
-    let origin = json!({ "model": options.model.model.display().to_string(), "sha256": seal });
+    let origin = json!({ "model": model::name(options.model.model.as_deref()), "sha256": seal });
     network.card.provenance.insert("extracted_from".into(), origin);
     network.write(&options.out, options.storage.dtype(), options.force)?;
     let out = options.out.display().to_string();

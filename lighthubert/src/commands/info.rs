@@ -17,8 +17,8 @@ use super::model;
 #[derive(Args)]
 pub struct Options {
     /// Model: a file made by `lighthubert`, a published checkpoint (.pt), or a folder in Hugging Face's
-    /// layout
-    model: PathBuf,
+    /// layout [default: the recogniser shipped with this program]
+    model: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -45,7 +45,7 @@ struct Described {
 }
 
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
-    let model = model::load(&options.model, common)?;
+    let model = model::load_or_shipped(options.model.as_deref(), common)?;
     // Fails where the card describes another model than the tensors are.
     let network = model.network(None, &common.open()?)?;
     let mut subnets = None;
@@ -82,7 +82,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     };
     let stored: usize = model.tensors.values().map(|tensor| tensor.elem_count()).sum();
     let outcome = Outcome {
-        model: options.model.display().to_string(),
+        model: model::name(options.model.as_deref()),
         stored_parameters: stored as u64,
         subnets,
         networks,

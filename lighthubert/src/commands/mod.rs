@@ -2,7 +2,9 @@
 
 mod bench;
 mod convert;
+mod decoding;
 mod doctor;
+mod evaluate;
 mod extract;
 mod features;
 mod finetune;
@@ -11,6 +13,7 @@ mod language_model;
 mod model;
 mod sample;
 mod score;
+mod transcribe;
 
 use std::process::ExitCode;
 
@@ -19,6 +22,10 @@ use shared::cli::Common;
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Write down what is said in recordings
+    Transcribe(transcribe::Options),
+    /// Recognise recordings whose texts are known, and score what came of it
+    Evaluate(evaluate::Options),
     /// Compute the features of recordings
     Features(features::Options),
     /// Compare transcripts with references: error rates with intervals, and where the errors are
@@ -45,6 +52,8 @@ pub enum Command {
 /// Carries out `command`.
 pub fn run(command: Command, common: &Common) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Transcribe(options) => return transcribe::run(&options, common),
+        Command::Evaluate(options) => evaluate::run(&options, common)?,
         Command::Features(options) => features::run(&options, common)?,
         Command::Score(options) => score::run(&options, common)?,
         Command::LanguageModel(options) => language_model::run(&options, common)?,

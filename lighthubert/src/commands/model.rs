@@ -5,19 +5,30 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use clap::Args;
+use lighthubert::language_model::{NgramModel, parse_arpa};
 use lighthubert::{ModelFile, Sizes, Subnet};
 use shared::cli::Common;
+use shared::data::lines::Lines;
 use shared::files::read_text;
 use shared::limits::Limits;
 use shared::{Error, Result};
+
+/// The recogniser that is used where no other is named.
+static SHIPPED: &[u8] = include_bytes!("../../../samples/models/recogniser.safetensors");
+
+/// The words that it expects.
+static SHIPPED_WORDS: &[u8] = include_bytes!("../../../samples/models/recogniser.arpa.gz");
+
+/// What it is called in messages and results.
+const SHIPPED_NAME: &str = "shipped recogniser";
 
 /// Which model, and which subnet of it.
 #[derive(Args, Debug)]
 pub struct ModelOptions {
     /// Model: a file made by `lighthubert`, a published checkpoint (.pt), or a folder in Hugging Face's
-    /// layout
+    /// layout [default: the recogniser shipped with this program]
     #[arg(long, value_name = "FILE")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     /// Subnet of a supernet: default, max, min, or a JSON file as `lighthubert sample` prints them
     #[arg(long, value_name = "NAME")]
     pub subnet: Option<SubnetChoice>,
@@ -26,10 +37,29 @@ pub struct ModelOptions {
 impl ModelOptions {
     /// The model, and the subnet that is meant if one is named.
     pub fn load(&self, common: &Common) -> anyhow::Result<(ModelFile, Option<Subnet>)> {
-        let model = load(&self.model, common)?;
+        let model = load_or_shipped(self.model.as_deref(), common)?;
         let subnet = self.subnet.as_ref().map(|choice| choice.of(&model)).transpose()?;
         Ok((model, subnet))
     }
+}
+
+/// The model at `path`, or the shipped one; notes on it go to stderr.
+pub fn load_or_shipped(path: Option<&Path>, common: &Common) -> anyhow::Result<ModelFile> {
+    match path {
+        Some(path) => load(path, common),
+        None => Ok(ModelFile::from_bytes(SHIPPED, Path::new(SHIPPED_NAME), &Limits::default())?),
+    }
+}
+
+/// How the model is called in results.
+pub fn name(path: Option<&Path>) -> String {
+    path.map_or_else(|| SHIPPED_NAME.to_owned(), |path| path.display().to_string())
+}
+
+/// The language model of the shipped recogniser.
+pub fn shipped_language_model() -> Result<NgramModel> {
+    let name = Path::new("shipped language model");
+    parse_arpa(Lines::of_bytes(SHIPPED_WORDS, name, &Limits::default())?)
 }
 
 /// The model at `path`; notes on it go to stderr.

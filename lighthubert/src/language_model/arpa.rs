@@ -22,7 +22,14 @@ const LEAST: f32 = -99.0;
 /// # Errors
 /// [`Error::Parse`] with the line at fault; [`Error::Io`]; [`Error::Limit`].
 pub fn read_arpa(path: &Path, limits: &Limits) -> Result<NgramModel> {
-    let mut lines = Lines::open(path, limits)?;
+    parse_arpa(Lines::open(path, limits)?)
+}
+
+/// The model in the lines of a file in the ARPA format.
+///
+/// # Errors
+/// As [`read_arpa`].
+pub fn parse_arpa(mut lines: Lines) -> Result<NgramModel> {
     loop {
         match lines.next()? {
             Some(line) if line.text.trim() == "\\data\\" => break,

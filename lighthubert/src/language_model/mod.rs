@@ -4,6 +4,6 @@ mod arpa;
 mod kneser_ney;
 mod ngram;
 
-pub use arpa::{read_arpa, write_arpa};
+pub use arpa::{parse_arpa, read_arpa, write_arpa};
 pub use kneser_ney::estimate;
 pub use ngram::{NgramModel, State, Step};

@@ -42,7 +42,22 @@ impl Lines {
     /// [`Error::Io`].
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         let (file, _) = files::open_regular(path)?;
-        let mut reader = BufReader::new(file);
+        Self::of_reader(BufReader::new(file), path, limits)
+    }
+
+    /// The lines of a file's content; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Lines::open`].
+    pub fn of_bytes(bytes: &'static [u8], name: &Path, limits: &Limits) -> Result<Self> {
+        Self::of_reader(bytes, name, limits)
+    }
+
+    fn of_reader(
+        mut reader: impl BufRead + 'static,
+        path: &Path,
+        limits: &Limits,
+    ) -> Result<Self> {
         let compressed = reader.fill_buf().map_err(Error::io(path))?.starts_with(GZIP_MAGIC);
         if compressed {
             Ok(Self::new(BufReader::new(MultiGzDecoder::new(reader)), path, limits))
