@@ -115,8 +115,9 @@ mod tests {
             vtt(&found),
             "WEBVTT\n\n00:00:00.500 --> 00:00:01.200\none two\n\n00:00:02.100 --> 00:00:02.500\nthree\n"
         );
-        let long: Vec<TimedWord> =
-            (0..20).map(|i| word("abcdefghij", 0.2 * f64::from(i), 0.2 * f64::from(i) + 0.2)).collect();
+        let long: Vec<TimedWord> = (0..20)
+            .map(|i| word("abcdefghij", 0.2 * f64::from(i), 0.2 * f64::from(i) + 0.2))
+            .collect();
         let found = captions(&long);
         // Three words of ten characters in a line, six in a caption.
         let lines: Vec<usize> = found.iter().map(|caption| caption.lines.len()).collect();

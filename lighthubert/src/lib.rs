@@ -5,6 +5,7 @@
 //! into a vector for every 20 ms.
 
 pub mod captions;
+pub mod comparison;
 pub mod config;
 pub mod conv_layers;
 pub mod cost;
@@ -28,10 +29,10 @@ pub mod space;
 pub mod speech_encoder;
 pub mod subnet;
 pub mod supernet;
-pub mod training;
-pub mod transcriber;
 #[cfg(test)]
 mod tiny;
+pub mod training;
+pub mod transcriber;
 pub mod transformer;
 pub mod vocabulary;
 

@@ -14,15 +14,15 @@ use shared::rng::Stream;
 use shared::{Error, Result};
 
 use crate::config::{NetworkConfig, RATE_HZ, SupernetConfig};
-use crate::hugging_face::{self, Imported};
 use crate::cost;
+use crate::hugging_face::{self, Imported};
 use crate::network::{Conditions, Network, check_count};
 use crate::published::{self, Published};
-use crate::recogniser::{self, Recogniser, RecogniserConfig};
+use crate::recogniser::{self, Features, Recogniser, RecogniserConfig};
 use crate::space::SpaceName;
 use crate::speech_encoder::ChunkConfig;
 use crate::subnet::Subnet;
-use crate::supernet::Supernet;
+use crate::supernet::{Supernet, part_of_network};
 use crate::transcriber::DecodingConfig;
 use crate::vocabulary::Vocabulary;
 
@@ -193,26 +193,62 @@ impl ModelFile {
         &self,
         subnet: Option<&Subnet>,
     ) -> Result<(NetworkConfig, BTreeMap<String, Tensor>)> {
-        match (&self.card.sizes, subnet) {
-            (Sizes::Network { config }, None) => Ok((config.clone(), self.tensors.clone())),
-            (Sizes::Recogniser { config }, None) => {
+        let (config, tensors) = match &self.card.sizes {
+            Sizes::Network { config } => (config, self.tensors.clone()),
+            Sizes::Recogniser { config } => {
                 let prefix = format!("{}.", recogniser::NETWORK);
                 let within = |(name, tensor): (&String, &Tensor)| {
                     Some((name.strip_prefix(&prefix)?.to_owned(), tensor.clone()))
                 };
-                Ok((config.network.clone(), self.tensors.iter().filter_map(within).collect()))
+                (&config.network, self.tensors.iter().filter_map(within).collect())
             }
-            (Sizes::Network { .. } | Sizes::Recogniser { .. }, Some(_)) => {
-                Err(Error::Argument(format!(
-                    "{}: is one network, of which no subnet can be taken",
-                    self.path.display()
-                )))
-            }
-            (Sizes::Supernet { .. }, subnet) => {
+            Sizes::Supernet { .. } => {
                 let subnet = subnet.cloned().unwrap_or_else(|| self.default_subnet());
-                self.supernet(&Device::Cpu)?.materialise(&subnet)
+                return self.supernet(&Device::Cpu)?.materialise(&subnet);
             }
+        };
+        match subnet {
+            None => Ok((config.clone(), tensors)),
+            Some(subnet) => part_of_network(config, &tensors, subnet),
         }
+    }
+
+    /// A model of one network: of a supernet `subnet`, or [`ModelFile::default_subnet`]; of a network or
+    /// recogniser its part of these sizes, see [`part_of_network`]. A recogniser keeps its head,
+    /// prediction heads stay only with `keep_heads`.
+    ///
+    /// # Errors
+    /// As [`ModelFile::network`]; when the recogniser's head hears all layers and some would be gone.
+    pub fn extract(&self, subnet: Option<&Subnet>, keep_heads: bool) -> Result<Self> {
+        let (mut config, mut tensors) = self.plain(subnet)?;
+        if !keep_heads {
+            config.encoder.heads.counts.fill(0);
+            tensors.retain(|name, _| !name.starts_with("layer_pred_heads."));
+        }
+        let sizes = match &self.card.sizes {
+            Sizes::Recogniser { config: whole } => {
+                let is_shorter = config.subnet.depth() < whole.network.subnet.depth();
+                if whole.features == Features::Mixture && is_shorter {
+                    return Err(Error::Argument(
+                        "the head of this recogniser hears all layers: layer_num cannot be changed"
+                            .into(),
+                    ));
+                }
+                let prefix = format!("{}.", recogniser::NETWORK);
+                let named = |(name, tensor)| (format!("{prefix}{name}"), tensor);
+                tensors = tensors.into_iter().map(named).collect();
+                let head = self.tensors.iter().filter(|(name, _)| !name.starts_with(&prefix));
+                tensors.extend(head.map(|(name, tensor)| (name.clone(), tensor.clone())));
+                let config = RecogniserConfig { network: config, ..(**whole).clone() };
+                Sizes::Recogniser { config: Box::new(config) }
+            }
+            _ => Sizes::Network { config },
+        };
+        let mut model = Self::new(sizes, tensors);
+        model.card.chunks = self.card.chunks;
+        model.card.decoding = self.card.decoding;
+        model.card.provenance = self.card.provenance.clone();
+        Ok(model)
     }
 
     /// The supernet with frozen weights.

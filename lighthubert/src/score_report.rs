@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shared::eval::wer::{Confusion, Counts, Evaluation, Normaliser, Step, Tally, Unit, Utterance};
 use shared::eval::{Bootstrap, Interval};
 use shared::files::write_atomic;
@@ -22,7 +22,7 @@ const LISTED_SPEAKERS: usize = 25;
 const SHOWN_UTTERANCES: usize = 200;
 
 /// A share from 0 to 1 (error rates may be above) with its confidence interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     /// The share.
     pub value: f64,

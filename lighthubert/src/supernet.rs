@@ -166,6 +166,55 @@ impl Supernet {
     }
 }
 
+/// The part of a plain network that has the sizes of `subnet`: of its layers, evenly spread ones, and of
+/// these the leading heads and hidden units, without prediction heads. `tensors` are those of
+/// [`Network`]. Only networks that were trained with layers left out (LayerDrop, Fan et al. 2020) bear
+/// this well.
+///
+/// # Errors
+/// [`Error::Argument`] naming the size that is not within the network.
+pub fn part_of_network(
+    config: &NetworkConfig,
+    tensors: &BTreeMap<String, Tensor>,
+    subnet: &Subnet,
+) -> Result<(NetworkConfig, BTreeMap<String, Tensor>)> {
+    let whole = &config.subnet;
+    let wrong = |name: &str, found: usize, expected: String| {
+        Err(Error::Argument(format!("subnet: {name} is {found}, expected {expected}")))
+    };
+    if subnet.embed_dim() != whole.embed_dim() {
+        return wrong("embed_dim", subnet.embed_dim(), whole.embed_dim().to_string());
+    }
+    if !(1..=whole.depth()).contains(&subnet.depth()) {
+        return wrong("layer_num", subnet.depth(), format!("1 to {}", whole.depth()));
+    }
+    let kept = |layer: usize| layer * whole.depth() / subnet.depth();
+    for (i, layer) in subnet.layers().iter().enumerate() {
+        let Some(most) = whole.layers().get(kept(i)) else { continue };
+        for (name, found, most) in
+            [("heads_num", layer.heads, most.heads), ("ffn_embed", layer.ffn, most.ffn)]
+        {
+            if !(1..=most).contains(&found) {
+                return wrong(&format!("{name} of layer {i}"), found, format!("1 to {most}"));
+            }
+        }
+    }
+    let mut encoder = config.encoder.clone();
+    encoder.heads.counts = vec![0; subnet.depth()];
+    let config = NetworkConfig { encoder, subnet: subnet.clone() };
+    let part = |(name, shape): (String, Vec<usize>)| {
+        let stored = match numbered(&name, LAYERS) {
+            Some((layer, part)) => format!("{LAYERS}{}.{part}", kept(layer)),
+            None => name.clone(),
+        };
+        let missing = || Error::Argument(format!("the network has no tensor {stored}"));
+        let tensor = tensors.get(&stored).ok_or_else(missing)?;
+        Ok((name, leading(tensor, &shape)?.contiguous()?))
+    };
+    let tensors = plain_shapes(&config)?.into_iter().map(part).collect::<Result<_>>()?;
+    Ok((config, tensors))
+}
+
 const LAYERS: &str = "encoder.layers.";
 const HEADS: &str = "layer_pred_heads.";
 const POSITIONAL_WEIGHT: &str = "encoder.pos_conv.0.weight";

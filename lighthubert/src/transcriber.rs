@@ -186,9 +186,8 @@ impl Transcriber {
         let frames = |seconds: f64| (seconds / self.frame_s()).ceil() as usize;
         let (shortest, longest) = (frames(SHORTEST_SEGMENT_S).max(1), frames(SEGMENT_S));
         let blank = self.vocabulary.blank();
-        let silent: Vec<bool> = (0..emissions.frames())
-            .map(|frame| emissions.at(frame, blank) > 0.5f64.ln())
-            .collect();
+        let silent: Vec<bool> =
+            (0..emissions.frames()).map(|frame| emissions.at(frame, blank) > 0.5f64.ln()).collect();
         let mut segments = vec![];
         let mut first = 0;
         while emissions.frames() - first > longest {

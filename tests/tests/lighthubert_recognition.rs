@@ -169,7 +169,8 @@ fn recordings_that_cannot_be_learned_from_are_named() {
     assert!(run.stderr.contains("nan.wav"), "{}", run.stderr);
     // Letters that a given vocabulary lacks.
     list(&[[&good, "HE WAS"], [&longer, "QUIZ"]]);
-    let classes = json!({"characters": {"symbols": ["<b>", "|", "A", "E", "H", "S", "W"], "blank": 0}});
+    let classes =
+        json!({"characters": {"symbols": ["<b>", "|", "A", "E", "H", "S", "W"], "blank": 0}});
     fs::write(place.path("classes.json"), classes.to_string()).unwrap();
     let given = ["--vocabulary", "classes.json"];
     let run = place.run([&finetune("list.tsv", "settings.json", "given")[..], &given].concat());
@@ -186,13 +187,16 @@ fn recordings_are_transcribed_in_all_forms() {
     let file = media("librivox/0880.flac");
     let text = place.run(["transcribe", &file]).success().stdout;
     assert!(text.split_whitespace().count() >= 4, "{text}");
-    let json: Value =
-        serde_json::from_str(&place.run(["transcribe", &file, "--format", "json"]).success().stdout)
-            .unwrap();
+    let json: Value = serde_json::from_str(
+        &place.run(["transcribe", &file, "--format", "json"]).success().stdout,
+    )
+    .unwrap();
     assert_eq!(json["text"].as_str().unwrap(), text.trim());
     let words = json["words"].as_array().unwrap();
-    let times: Vec<f64> =
-        words.iter().flat_map(|it| [it["start_s"].as_f64().unwrap(), it["end_s"].as_f64().unwrap()]).collect();
+    let times: Vec<f64> = words
+        .iter()
+        .flat_map(|it| [it["start_s"].as_f64().unwrap(), it["end_s"].as_f64().unwrap()])
+        .collect();
     assert!(times.windows(2).all(|pair| pair[0] <= pair[1]), "{times:?}");
     assert!(*times.last().unwrap() <= json["duration_s"].as_f64().unwrap() + 0.05);
     let list = media("recordings.tsv");
@@ -208,9 +212,8 @@ fn recordings_are_transcribed_in_all_forms() {
     place.run([&into[..], &["--resume"]].concat()).success();
     assert!(folder.join("librivox_0880.vtt").is_file());
     // Two halves are the whole, and greedy texts have the same recordings.
-    let halves = ["0/2", "1/2"].map(|shard| {
-        place.run(["transcribe", &list, "--shard", shard]).success().stdout
-    });
+    let halves = ["0/2", "1/2"]
+        .map(|shard| place.run(["transcribe", &list, "--shard", shard]).success().stdout);
     let whole = place.run(["transcribe", &list]).success().stdout;
     assert_eq!(halves.concat(), whole);
     let greedy = place.run(["transcribe", &list, "--greedy", "--threads", "1"]).success().stdout;

@@ -222,9 +222,7 @@ fn hear(
         }
         let samples = read_utterance(&utterance, RATE_HZ, limits).and_then(|samples| {
             let error = match (samples.len() < least, samples.iter().all(|it| it.is_finite())) {
-                (true, _) => {
-                    Error::TooShort { have_samples: samples.len(), need_samples: least }
-                }
+                (true, _) => Error::TooShort { have_samples: samples.len(), need_samples: least },
                 (_, false) => Error::NonFinite { what: "a sample of the recording".into() },
                 _ => return Ok(samples),
             };
@@ -288,8 +286,7 @@ fn scored(
     let evaluation =
         Evaluation::new(&references, &hypotheses, options.normaliser, Missing::Refused)?;
     let source = options.data.display().to_string();
-    let report =
-        ScoreReport::new(evaluation, [&source, &hypothesis], &Bootstrap::default(), None)?;
+    let report = ScoreReport::new(evaluation, [&source, &hypothesis], &Bootstrap::default(), None)?;
     Ok((report, seconds))
 }
 

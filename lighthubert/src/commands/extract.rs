@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use lighthubert::{ModelFile, Sizes, Subnet, cost};
+use lighthubert::Subnet;
 use serde::Serialize;
 use serde_json::json;
 use shared::cli::{Common, Storage};
@@ -39,16 +39,11 @@ struct Outcome {
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     check_output(&options.out, options.force)?;
     let (model, subnet) = options.model.load(common)?;
-    let (mut config, mut tensors) = model.plain(subnet.as_ref())?;
-    if !options.keep_heads {
-        config.encoder.heads.counts.fill(0);
-        tensors.retain(|name, _| !name.starts_with("layer_pred_heads."));
-    }
-    let parameters = cost::plain_parameters(&config);
-    let subnet = config.subnet.clone();
-    let mut network = ModelFile::new(Sizes::Network { config }, tensors);
-    network.card.chunks = model.card.chunks;
-    network.card.provenance = model.card.provenance.clone();
+    let mut network = model.extract(subnet.as_ref(), options.keep_heads)?;
+    let config = network.plain(None)?.0;
+    let parameters: usize = network.tensors.values().map(|tensor| tensor.elem_count()).sum();
+    let parameters = parameters as u64;
+    let subnet = config.subnet;
     let seal = model.card.seal.as_ref().map(|seal| seal.tensors_sha256.as_str());
     let origin = json!({ "model": model::name(options.model.model.as_deref()), "sha256": seal });
     network.card.provenance.insert("extracted_from".into(), origin);

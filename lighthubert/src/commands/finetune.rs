@@ -111,8 +111,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
             Some(read(options, lists, &options.validation_where, &config, common)?)
         }
     };
-    let initial =
-        options.init.as_deref().map(|path| model::load(path, common)).transpose()?;
+    let initial = options.init.as_deref().map(|path| model::load(path, common)).transpose()?;
     let start = match &initial {
         None => {
             let vocabulary = vocabulary(options, &config, &speech, None)?;
@@ -127,8 +126,8 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     if let Some(report) = &start.report {
         common.note(report);
     }
-    let noises = [&options.noise, &options.impulse_responses]
-        .map(|list| samples(list.as_deref(), common));
+    let noises =
+        [&options.noise, &options.impulse_responses].map(|list| samples(list.as_deref(), common));
     let [noises, impulse_responses] = noises;
     fs::create_dir_all(out).map_err(Error::io(out))?;
     let run = RunOptions {
@@ -229,8 +228,7 @@ fn samples(list: Option<&Path>, common: &Common) -> anyhow::Result<Vec<Vec<f32>>
     let Some(list) = list else { return Ok(vec![]) };
     let limits = Limits::default();
     let utterances = Manifest::read(list, None, &limits)?.utterances;
-    let (cache, failures) =
-        AudioCache::new(utterances, lighthubert::RATE_HZ, NOISE_BYTES, &limits);
+    let (cache, failures) = AudioCache::new(utterances, lighthubert::RATE_HZ, NOISE_BYTES, &limits);
     let lines: Vec<String> =
         failures.iter().map(|failure| format!("left out: {}", failure.error)).collect();
     name(&lines, lines.len(), common);

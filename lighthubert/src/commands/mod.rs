@@ -1,6 +1,7 @@
 //! One file a command: what it takes, the call into the library, what it prints.
 
 mod bench;
+mod compare;
 mod convert;
 mod decoding;
 mod doctor;
@@ -26,6 +27,8 @@ pub enum Command {
     Transcribe(transcribe::Options),
     /// Recognise recordings whose texts are known, and score what came of it
     Evaluate(evaluate::Options),
+    /// Compare recognisers that were evaluated: error rates against size, operations and time
+    Compare(compare::Options),
     /// Compute the features of recordings
     Features(features::Options),
     /// Compare transcripts with references: error rates with intervals, and where the errors are
@@ -36,7 +39,7 @@ pub enum Command {
     Finetune(finetune::Options),
     /// Describe a model: sizes, parameters, operations, search space
     Info(info::Options),
-    /// Take one subnet out of a supernet
+    /// Take a subnet out of a supernet, or a part out of a recogniser
     Extract(extract::Options),
     /// Draw random subnets, under a budget if you like
     Sample(sample::Options),
@@ -54,6 +57,7 @@ pub fn run(command: Command, common: &Common) -> anyhow::Result<ExitCode> {
     match command {
         Command::Transcribe(options) => return transcribe::run(&options, common),
         Command::Evaluate(options) => evaluate::run(&options, common)?,
+        Command::Compare(options) => compare::run(&options, common)?,
         Command::Features(options) => features::run(&options, common)?,
         Command::Score(options) => score::run(&options, common)?,
         Command::LanguageModel(options) => language_model::run(&options, common)?,

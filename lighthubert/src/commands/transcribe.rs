@@ -233,7 +233,9 @@ fn outputs(options: &Options, utterances: &[Utterance]) -> anyhow::Result<Vec<Ve
             let file = out.join(format!("{}.{}", file_stem(utterance), format.ending()));
             if let Some(other) = owners.insert(file.clone(), &utterance.id) {
                 let (file, id) = (file.display(), &utterance.id);
-                return Err(Error::Argument(format!("{other} and {id} would both be {file}")).into());
+                return Err(
+                    Error::Argument(format!("{other} and {id} would both be {file}")).into()
+                );
             }
             if !(options.force || options.resume) && file.exists() {
                 return Err(Error::Exists { path: file }.into());

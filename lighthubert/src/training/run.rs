@@ -378,10 +378,7 @@ fn add<T: PartialEq>(counts: &mut Counts, reference: &[T], heard: &[T]) {
 }
 
 /// Signals as a batch `[B, n]`, the shorter ones followed by zeros.
-fn padded<'s>(
-    signals: impl Iterator<Item = &'s [f32]> + Clone,
-    device: &Device,
-) -> Result<Tensor> {
+fn padded<'s>(signals: impl Iterator<Item = &'s [f32]> + Clone, device: &Device) -> Result<Tensor> {
     let longest = signals.clone().map(<[f32]>::len).max().unwrap_or(0);
     let mut batch = vec![];
     let mut count = 0;

@@ -11,9 +11,9 @@ use shared::{Error, Result};
 
 use super::batches::{Batches, Plan};
 use super::config::FinetuneConfig;
+use super::start::Start;
 use crate::config::RATE_HZ;
 use crate::signal::SignalStatistics;
-use super::start::Start;
 
 /// Decoded recordings beyond this are read from their files again each time.
 const CACHE_BYTES: u64 = 4 << 30;
@@ -130,7 +130,8 @@ impl Examples {
         for number in 0..speech.len() {
             let classes = start.recogniser.vocabulary.encode(speech.text(number));
             let length_s = speech.length_s(number);
-            let name = || speech.recordings.utterances().get(number).map_or("", |it| it.id.as_str());
+            let name =
+                || speech.recordings.utterances().get(number).map_or("", |it| it.id.as_str());
             labels.push(classes.as_ref().map_or_else(|_| vec![], Vec::clone));
             let Some(length_s) = length_s else { continue };
             let samples = (length_s / fastest * f64::from(RATE_HZ)) as usize;

@@ -53,11 +53,7 @@ impl Lines {
         Self::of_reader(bytes, name, limits)
     }
 
-    fn of_reader(
-        mut reader: impl BufRead + 'static,
-        path: &Path,
-        limits: &Limits,
-    ) -> Result<Self> {
+    fn of_reader(mut reader: impl BufRead + 'static, path: &Path, limits: &Limits) -> Result<Self> {
         let compressed = reader.fill_buf().map_err(Error::io(path))?.starts_with(GZIP_MAGIC);
         if compressed {
             Ok(Self::new(BufReader::new(MultiGzDecoder::new(reader)), path, limits))

@@ -1,7 +1,7 @@
 //! Confidence intervals by resampling.
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::rng::Stream;
 use crate::{Error, Result};
@@ -24,7 +24,7 @@ impl Default for Bootstrap {
 }
 
 /// A confidence interval between two percentiles.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// Lower end.
     pub low: f64,
