@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash samples/setup.sh
 cargo build --release -p tdnn --features video
+cargo build --release -p lighthubert
+lighthubert=${CARGO_TARGET_DIR:-target}/release/lighthubert
 tdnn=${CARGO_TARGET_DIR:-target}/release/tdnn
 out=samples/out
 rm -rf "$out"
@@ -27,4 +29,6 @@ show "$tdnn" identify "$media/librivox/0920.flac" --book "$out/speakers.safetens
 show "$tdnn" identify "$media/asterisk/carlo-vm-options.flac" --book "$out/speakers.safetensors"
 show "$tdnn" embed "$media/recordings.tsv" --out "$out/embeddings.npy"
 show "$tdnn" evaluate --trials "$media/trials.txt" --root "$media" --out "$out/report"
+show "$lighthubert" transcribe "$media/librivox/0880.flac"
+show "$lighthubert" evaluate --data "$media/recordings.tsv" --by speaker --out "$out/recognition"
 printf '\nThe report is %s\n' "$out/report/report.html"

@@ -427,7 +427,20 @@ mod tests {
             let plain = ModelFile::read(&path, &Limits::default()).unwrap();
             assert_eq!(plain.default_subnet(), subnet);
             assert!(plain.network(None, &Device::Cpu).is_ok());
-            assert!(plain.network(Some(&subnet), &Device::Cpu).is_err());
+            // A network has parts, too, which are no larger than it is.
+            let mut layers = subnet.layers()[..3].to_vec();
+            layers.iter_mut().for_each(|layer| layer.ffn = 32);
+            let part = plain.extract(Some(&Subnet::new(64, layers.clone())), false).unwrap();
+            let tensor = |model: &ModelFile, name: &str| -> Vec<Vec<f32>> {
+                model.tensors[name].to_dtype(DType::F32).unwrap().to_vec2().unwrap()
+            };
+            let whole = tensor(&plain, "encoder.layers.2.fc1.weight");
+            assert_eq!(tensor(&part, "encoder.layers.1.fc1.weight"), whole[..32]);
+            assert!(part.network(None, &Device::Cpu).is_ok());
+            layers[1].ffn = 100_000;
+            let refused = plain.extract(Some(&Subnet::new(64, layers)), false).unwrap_err();
+            assert!(refused.to_string().contains("ffn_embed of layer 1 is 100000"), "{refused}");
+            assert!(plain.network(Some(&read.default_subnet()), &Device::Cpu).is_err());
         }
     }
 

