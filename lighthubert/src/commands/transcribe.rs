@@ -135,7 +135,11 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<ExitCode> {
         match transcribed(&transcriber, utterance, &decoder, &limits, &name) {
             Ok(outcome) => {
                 if !(common.quiet || common.json) {
-                    outcome.notes.iter().for_each(|note| progress.note(note));
+                    // With one recording there is no progress to stand beside.
+                    outcome.notes.iter().for_each(|note| match is_one {
+                        true => common.note(note),
+                        false => progress.note(note),
+                    });
                 }
                 for (format, file) in options.format.iter().zip(files) {
                     let text = format.write(&outcome)?;
