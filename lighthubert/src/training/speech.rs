@@ -96,6 +96,9 @@ impl TranscribedSpeech {
     }
 }
 
+/// The batches of an epoch, each the examples that it is made of.
+type Epoch = Arc<Vec<Vec<Plan>>>;
+
 /// Makes the examples of a training run, each anew in every epoch.
 pub(super) struct Examples {
     config: FinetuneConfig,
@@ -108,7 +111,7 @@ pub(super) struct Examples {
     speeds: Vec<Speed>,
     batches: Batches,
     /// The latest epoch that was planned.
-    planned: Mutex<Option<(u64, Arc<Vec<Vec<Plan>>>)>>,
+    planned: Mutex<Option<(u64, Epoch)>>,
 }
 
 impl Examples {
@@ -203,7 +206,7 @@ impl Examples {
     }
 
     /// The batches of an epoch.
-    fn plans(&self, epoch: u64) -> Arc<Vec<Vec<Plan>>> {
+    fn plans(&self, epoch: u64) -> Epoch {
         let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
         match &*planned {
             Some((known, plans)) if *known == epoch => plans.clone(),
