@@ -65,7 +65,7 @@ impl Comparison {
     /// decoder.
     ///
     /// # Errors
-    /// [`Error::Line`] when a line is no evaluation; when there is none at all.
+    /// When a line is no evaluation; when there is none at all.
     pub fn read<P: AsRef<Path>>(paths: &[P], limits: &Limits) -> Result<Vec<Self>> {
         let mut groups: BTreeMap<(String, String), Vec<Evaluated>> = BTreeMap::new();
         for path in paths {
