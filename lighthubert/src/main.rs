@@ -1,4 +1,4 @@
-//! The command-line tool `lighthubert`: speech features with LightHuBERT and its subnets.
+//! The command-line tool `lighthubert`: speech features and recognition with LightHuBERT and its subnets.
 
 mod commands;
 
@@ -12,8 +12,8 @@ use shared::cli::{self, Common};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Turns speech into features with LightHuBERT, its subnets and HuBERT, and all that goes with it:
-/// taking subnets out, drawing them under a budget, converting, timing.
+/// Turns speech into text and into features with LightHuBERT, its subnets and HuBERT, and all that goes
+/// with it: fine-tuning, scoring, taking subnets out, drawing them under a budget, converting, timing.
 ///
 /// Recordings may be WAV, FLAC, MP3, Ogg, M4A, CAF, AIFF, MKV or WebM at any sampling rate.
 /// Results go to stdout, everything else to stderr. Exit codes: 0 success, 2 wrong usage or bad input,

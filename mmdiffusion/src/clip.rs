@@ -3,9 +3,9 @@
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::{fmt, fs};
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -15,13 +15,20 @@ use shared::limits::Limits;
 use shared::media::audio::write_wav;
 use shared::media::image::{write_gif, write_png};
 use shared::media::video::write_mp4;
-use shared::media::{Frames, Waveform};
+use shared::media::{Frames, Picture, Waveform};
+use shared::report::spectrogram;
 use shared::{Error, Result};
 
 use crate::Pair;
 
 /// Metadata entry of a tensor file under which a clip's rates stand.
 const RATES: &str = "clip";
+/// Ending of the pictures that show frames and sound together.
+pub(crate) const STRIP_EXTENSION: &str = "strip.png";
+/// Frames of a strip are enlarged to about this height.
+const STRIP_FRAME_PIXELS: usize = 64;
+/// Height of a strip's spectrogram.
+const STRIP_SPECTROGRAM_PIXELS: usize = 128;
 /// Metadata entry under which stands how a clip came about.
 const ORIGIN: &str = "origin";
 
@@ -57,21 +64,33 @@ pub enum ClipFormat {
     Wav,
     /// All frames in a grid.
     Png,
+    /// All frames in a row, above the spectrogram of the sound.
+    Strip,
     /// The exact numbers.
     Safetensors,
 }
 
 impl ClipFormat {
-    const ALL: [Self; 5] = [Self::Mp4, Self::Gif, Self::Wav, Self::Png, Self::Safetensors];
+    const ALL: [Self; 6] =
+        [Self::Mp4, Self::Gif, Self::Wav, Self::Png, Self::Strip, Self::Safetensors];
 
-    /// The ending of file names.
-    pub fn extension(self) -> &'static str {
+    /// The format's name.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Mp4 => "mp4",
             Self::Gif => "gif",
             Self::Wav => "wav",
             Self::Png => "png",
+            Self::Strip => "strip",
             Self::Safetensors => "safetensors",
+        }
+    }
+
+    /// The ending of file names.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Strip => STRIP_EXTENSION,
+            other => other.name(),
         }
     }
 
@@ -85,9 +104,9 @@ impl FromStr for ClipFormat {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|format| format.extension() == name).ok_or_else(|| {
+        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
             Error::Argument(format!(
-                "no clips are written as {name:?}, only as mp4, gif, wav, png and safetensors"
+                "no clips are written as {name:?}, only as mp4, gif, wav, png, strip and safetensors"
             ))
         })
     }
@@ -95,7 +114,7 @@ impl FromStr for ClipFormat {
 
 impl fmt::Display for ClipFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.extension())
+        f.write_str(self.name())
     }
 }
 
@@ -158,25 +177,51 @@ impl Clip {
     ) -> Result<()> {
         let mut paths = formats.iter().map(|format| format.path(folder, name));
         paths.try_for_each(|path| check_output(&path, force))?;
+        let mut written = vec![];
         for format in formats {
             let path = format.path(folder, name);
-            match format {
-                ClipFormat::Mp4 => {
-                    let (frames, sound) = (self.frames()?, self.sound()?);
-                    write_mp4(&path, &frames, self.rates.fps, Some(&sound), origin, force)?;
-                }
-                ClipFormat::Gif => {
-                    write_gif(&path, &self.frames()?, self.rates.fps, origin, force)?;
-                }
-                ClipFormat::Wav => drop(write_wav(&path, &self.sound()?, force)?),
-                ClipFormat::Png => {
-                    let texts = [("Software", "mmdiffusion"), ("Comment", origin)];
-                    write_png(&path, &grid(&self.frames()?), &texts, force)?;
-                }
-                ClipFormat::Safetensors => self.write_tensors(&path, origin, force)?,
+            if let Err(error) = self.write_as(*format, &path, origin, force) {
+                // The clip is there whole or not at all.
+                written.iter().for_each(|path| drop(fs::remove_file(path)));
+                return Err(error);
             }
+            written.push(path);
         }
         Ok(())
+    }
+
+    fn write_as(&self, format: ClipFormat, path: &Path, origin: &str, force: bool) -> Result<()> {
+        let texts = [("Software", "mmdiffusion"), ("Comment", origin)];
+        let fps = self.rates.fps;
+        match format {
+            ClipFormat::Mp4 => {
+                write_mp4(path, &self.frames()?, fps, Some(&self.sound()?), origin, force)?;
+            }
+            ClipFormat::Gif => write_gif(path, &self.frames()?, fps, origin, force)?,
+            ClipFormat::Wav => drop(write_wav(path, &self.sound()?, force)?),
+            ClipFormat::Png => write_png(path, &grid(&self.frames()?), &texts, force)?,
+            ClipFormat::Strip => write_png(path, &self.strip()?, &texts, force)?,
+            ClipFormat::Safetensors => self.write_tensors(path, origin, force)?,
+        }
+        Ok(())
+    }
+
+    /// All frames in a row, small ones enlarged, above the spectrogram of the sound over the same time.
+    ///
+    /// # Errors
+    /// As [`Clip::frames`].
+    pub fn strip(&self) -> Result<Picture> {
+        let frames = self.frames()?;
+        let row = frames.grid(frames.count());
+        let factor = (STRIP_FRAME_PIXELS / frames.height().max(1)).max(1);
+        let row = row.stretched(row.width() * factor, row.height() * factor)?;
+        let spectrogram = spectrogram(&self.sound()?)?
+            .map(|picture| picture.stretched(row.width(), STRIP_SPECTROGRAM_PIXELS))
+            .transpose()?;
+        let pixels = [Some(&row), spectrogram.as_ref()].into_iter().flatten();
+        let height = row.height() + spectrogram.as_ref().map_or(0, Picture::height);
+        let pixels = pixels.flat_map(|part| part.pixels()).copied().collect();
+        Picture::new(row.width(), height, pixels)
     }
 
     fn write_tensors(&self, path: &Path, origin: &str, force: bool) -> Result<()> {
@@ -217,7 +262,7 @@ impl Clip {
 }
 
 /// The frames as one picture, as near to a square as can be.
-pub fn grid(frames: &Frames) -> shared::media::Picture {
+pub fn grid(frames: &Frames) -> Picture {
     frames.grid((frames.count() as f64).sqrt().ceil() as usize)
 }
 
@@ -277,6 +322,8 @@ pub fn check_formats(
 
 #[cfg(test)]
 mod tests {
+    use shared::media::image::read_picture;
+
     use super::*;
 
     const RATES: Rates = Rates { fps: 10, rate_hz: 16_000 };
@@ -323,8 +370,23 @@ mod tests {
         let numbers = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(numbers(&read.video), numbers(&clip.video));
         assert_eq!(numbers(&read.audio), numbers(&clip.audio));
+        let strip = read_picture(&ClipFormat::Strip.path(folder.path(), "x"), &Limits::default());
+        let strip = strip.unwrap();
+        // Two frames of 6 x 4 pixels with borders of 2, 16 times as large.
+        assert_eq!((strip.width(), strip.height()), (16 * 20, 16 * 8 + STRIP_SPECTROGRAM_PIXELS));
         let again = clip.write(folder.path(), "x", &[ClipFormat::Wav], "", false);
         assert!(matches!(again, Err(Error::Exists { .. })));
+    }
+
+    #[test]
+    fn a_clip_is_written_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        // A folder cannot be overwritten with a file.
+        std::fs::create_dir(folder.path().join("x.safetensors")).unwrap();
+        let formats = [ClipFormat::Wav, ClipFormat::Png, ClipFormat::Safetensors];
+        clip().write(folder.path(), "x", &formats, "", true).unwrap_err();
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
     }
 
     #[test]

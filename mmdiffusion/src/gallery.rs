@@ -10,6 +10,8 @@ use shared::media::video::{Channel, ClipOptions, VideoClip, read_clip, read_comm
 use shared::report::{Page, SoundFigure};
 use shared::{Error, Result};
 
+use crate::clip::STRIP_EXTENSION;
+
 /// Kinds of files that browsers play or show, with their media types.
 const SHOWN: [(&str, &str); 5] = [
     ("mp4", "video/mp4"),
@@ -33,7 +35,7 @@ pub struct Gallery {
 
 impl Gallery {
     /// The page of the clips directly in `folder`, in the order of their names. Of a clip that is there
-    /// as a video, the GIF and PNG files of the same name are left out.
+    /// as a video, the GIF and PNG files of the same name and its strip are left out.
     ///
     /// # Errors
     /// [`Error::Io`] when the folder cannot be read; [`Error::Argument`] when it holds no clip.
@@ -92,8 +94,15 @@ fn shown_files(folder: &Path) -> Result<Vec<(PathBuf, &'static str)>> {
         .filter(|(_, media_type)| media_type.starts_with("video/"))
         .map(|(path, _)| path.with_extension(""))
         .collect();
+    let of_clip = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        match name.strip_suffix(STRIP_EXTENSION) {
+            Some(stem) => path.with_file_name(stem.trim_end_matches('.')),
+            None => path.with_extension(""),
+        }
+    };
     files.retain(|(path, media_type)| {
-        media_type.starts_with("video/") || !videos.contains(&path.with_extension(""))
+        media_type.starts_with("video/") || !videos.contains(&of_clip(path))
     });
     Ok(files)
 }

@@ -20,8 +20,8 @@ config=${CONFIG:-}
 if [ $# -eq 0 ]; then
     # Four of one speaker's recordings to learn from, the fifth to see what came of it.
     list=samples/media/recordings.tsv
-    data=(--data "$list" --where path=librivox/0870.flac,librivox/0880.flac,librivox/0890.flac,librivox/0920.flac
-        --validation-where path=librivox/0930.flac --evaluate-every 10)
+    data=(--data "$list" --where id=librivox/0870.flac,librivox/0880.flac,librivox/0890.flac,librivox/0920.flac
+        --validation-where id=librivox/0930.flac --evaluate-every 10)
     config=${config:-samples/training/adaptation.json}
 else
     data=(--data "$1/${TRAIN:-train-clean-100}" --validation "$1/${VALIDATION:-dev-clean}")

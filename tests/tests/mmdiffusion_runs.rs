@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use shared::checkpoint::safetensors;
+use shared::limits::Limits;
+use shared::media::image::read_picture;
 use tests::tiny;
 use tests::tool::{Run, Workplace};
 
@@ -113,6 +115,29 @@ fn previews_and_progress_are_shown() {
     assert!(run.stderr.contains("--memory-limit leaves room for"), "{}", run.stderr);
     let narrow = ["--steps", "2", "--dtype", "bf16"];
     place.run(generate("narrow", &narrow)).success();
+}
+
+#[test]
+fn the_shipped_model_makes_clips() {
+    let place = workplace();
+    let info = place.run(["info", "--json"]).success().json();
+    assert_eq!(info["model"], "shipped model");
+    let network = &info["card"]["network"]["settings"];
+    let [frames, _, height, width] =
+        [0, 1, 2, 3].map(|axis| network["video_size"][axis].as_u64().unwrap() as usize);
+    let sampling = ["--sampler", "ddim", "--steps", "2", "--formats", "mp4,strip,safetensors"];
+    place.run(["generate", "--out", "out"].iter().chain(&sampling)).success();
+    let clip = safetensors::read(&place.path("out/sample-00000.safetensors"), &Limits::default());
+    let clip = clip.unwrap();
+    assert_eq!(clip.tensors["video"].dims(), [frames, 3, height, width]);
+    let strip = read_picture(&place.path("out/sample-00000.strip.png"), &Limits::default());
+    let strip = strip.unwrap();
+    assert!(strip.width() >= frames * width && strip.height() > height);
+    // The strip of a video is not shown beside it.
+    let gallery = place.run(["gallery", "out", "--json"]).success();
+    assert_eq!(gallery.json()["clips"], 1);
+    let sound = ["video2audio", "out/sample-00000.mp4", "--out", "sounds"];
+    place.run(sound.iter().chain(&sampling)).success();
 }
 
 #[test]

@@ -40,13 +40,13 @@ struct Outcome {
     ffmpeg: Option<String>,
     /// The encoder of H.264.
     h264: Option<String>,
-    /// What the model is, if there is one.
-    model: Option<&'static str>,
+    /// What the model is.
+    model: &'static str,
 }
 
 pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let opened = common.open()?;
-    let model = options.model.as_deref().map(|path| model::load(Some(path))).transpose()?;
+    let model = model::load(options.model.as_deref())?;
     let outcome = Outcome {
         version: env!("CARGO_PKG_VERSION"),
         device: format!("{:?}", opened.location()),
@@ -56,7 +56,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         available_kernels: InstructionSet::available().map(InstructionSet::name).collect(),
         ffmpeg: device::ffmpeg_version(),
         h264: h264_encoder(),
-        model: model.as_ref().map(|model| model.card.network.kind()),
+        model: model.card.network.kind(),
     };
     if outcome.h264.is_some() {
         check_clips()?;
@@ -72,7 +72,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
         outcome.available_kernels.join(", "),
         outcome.ffmpeg.as_deref().unwrap_or("none"),
         outcome.h264.clone().map_or_else(missing, |name| format!("{name}, clips come back right")),
-        outcome.model.unwrap_or("none given"),
+        outcome.model,
     );
     common.print(&outcome, text)
 }

@@ -26,8 +26,8 @@ pub struct FolderOptions {
     /// Folder for the clips
     #[arg(long, short, value_name = "FOLDER")]
     pub out: PathBuf,
-    /// Kinds of files written for each clip: mp4, gif, wav, png (all frames in a grid), safetensors
-    /// (the exact numbers)
+    /// Kinds of files written for each clip: mp4, gif, wav, png (all frames in a grid), strip
+    /// (all frames in a row above the spectrogram), safetensors (the exact numbers)
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "mp4,safetensors")]
     pub formats: Vec<ClipFormat>,
     /// Go on in a folder that has clips of the same settings; those that are finished are left

@@ -12,7 +12,7 @@ use super::model;
 
 #[derive(Args)]
 pub struct Options {
-    /// Model file
+    /// Model file [default: the model shipped with this program]
     model: Option<PathBuf>,
 }
 
@@ -29,7 +29,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     let model = model::load(options.model.as_deref())?;
     let card = &model.card;
     let outcome = Outcome {
-        model: options.model.as_ref().map_or_else(String::new, |path| path.display().to_string()),
+        model: model::name(options.model.as_deref()),
         parameters: card.network.parameters()?,
         flop: cost::flop(&card.network)?,
         card,

@@ -8,6 +8,12 @@ use shared::Error;
 use shared::limits::Limits;
 use shared::nn::Precision;
 
+/// The coupled network that is used where no model is named.
+static SHIPPED: &[u8] = include_bytes!("../../../samples/models/balls.safetensors");
+
+/// What it is called in messages and results.
+const SHIPPED_NAME: &str = "shipped model";
+
 /// Numbers in which convolutions and linear layers compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
@@ -54,14 +60,28 @@ pub fn bytes(gib: f64) -> anyhow::Result<u64> {
     Ok((gib * f64::from(1 << 30)) as u64)
 }
 
-/// The model file at `path`.
+/// The model file at `path`, or the shipped coupled network.
 pub fn load(path: Option<&Path>) -> anyhow::Result<ModelFile> {
+    let limits = Limits::default();
+    Ok(match path {
+        Some(path) => ModelFile::read(path, &limits)?,
+        None => ModelFile::from_bytes(SHIPPED, Path::new(SHIPPED_NAME), &limits)?,
+    })
+}
+
+/// The model file at `path`, which is to be a super-resolution network; none is shipped.
+pub fn load_enlarging(path: Option<&Path>) -> anyhow::Result<ModelFile> {
     let path = path.ok_or_else(|| {
         Error::Argument(
-            "no model is built into this version: give one with --model; `mmdiffusion convert` \
-             makes one from published weights"
+            "no super-resolution network is built into this version: give one with --model; \
+             `mmdiffusion convert` makes one from published weights, `mmdiffusion train-sr` trains one"
                 .into(),
         )
     })?;
-    Ok(ModelFile::read(path, &Limits::default())?)
+    load(Some(path))
+}
+
+/// How the model is called in results.
+pub fn name(path: Option<&Path>) -> String {
+    path.map_or_else(|| SHIPPED_NAME.to_owned(), |path| path.display().to_string())
 }

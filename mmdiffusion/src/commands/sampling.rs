@@ -27,7 +27,7 @@ use super::progress::StepProgress;
 /// Options of the commands that sample clips.
 #[derive(Args, Debug)]
 pub struct SamplingOptions {
-    /// Model file
+    /// Model file [default: the one shipped with this program, which makes bouncing balls]
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
     /// Clips to make, of each given clip where one is given

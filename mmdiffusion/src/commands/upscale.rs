@@ -72,7 +72,7 @@ pub fn run(options: &Options, common: &Common) -> anyhow::Result<()> {
     if options.batch == 0 || options.fps == 0 {
         return Err(Error::Argument("--batch and --fps must be at least 1".into()).into());
     }
-    let model = model::load(options.model.as_deref())?;
+    let model = model::load_enlarging(options.model.as_deref())?;
     let device = common.open()?;
     let card = model.card.clone();
     let NetworkConfig::SuperResolution(config) = &card.network else {

@@ -1,10 +1,15 @@
 //! Generation with a network for clips whose sound follows their picture.
 
-use candle_core::{Device, Tensor};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use shared::nn::{Precision, Weights};
 use shared::rng::Stream;
 
 use super::*;
+use crate::SuperResolutionUnet;
 use crate::conditioning::Loss;
+use crate::config::{DiffusionFlags, SuperResolutionConfig};
 use crate::samplers::time::Timeline;
 use crate::samplers::{Ddim, Ddpm, DpmSolver, Heun, UniPc};
 use crate::{Diffusion, Spacing};
@@ -256,4 +261,67 @@ fn what_does_not_fit_is_refused() {
     let given = Given::Video(normal("given", &[1, 4, 1, 3, 5]));
     let error = adaptive.generate(&[0], Some(&given), nothing).unwrap_err().to_string();
     assert!(error.contains("adaptive"), "{error}");
+}
+
+/// A super-resolution network whose every weight is random.
+fn enlarging() -> SuperResolutionUnet {
+    let config = SuperResolutionConfig {
+        large_size: 16,
+        small_size: 4,
+        num_channels: 32,
+        num_res_blocks: 1,
+        channel_mult: vec![1, 2],
+        attention_resolutions: vec![2],
+        ..SuperResolutionConfig::default()
+    };
+    let fresh = Weights::fresh(3, DType::F32, &Device::Cpu);
+    SuperResolutionUnet::new(&config, &fresh, Precision::F32).unwrap();
+    let moved = |(place, (name, tensor)): (usize, (String, Tensor))| {
+        let mut noise = vec![0f32; tensor.elem_count()];
+        Stream::new(3, "weights", place as u64).fill_normal(&mut noise);
+        let noise = Tensor::from_vec(noise, tensor.shape(), &Device::Cpu).unwrap();
+        (name, (tensor + noise.affine(0.02, 0.0).unwrap()).unwrap())
+    };
+    let tensors = fresh.state().into_iter().enumerate().map(moved).collect();
+    let weights = Weights::loaded(tensors, Path::new("test"), false, DType::F32, &Device::Cpu);
+    SuperResolutionUnet::new(&config, &weights, Precision::F32).unwrap()
+}
+
+/// Equal frames become equal pictures, and the batch changes nothing, with every sampler.
+#[test]
+fn frames_are_enlarged_from_shared_noise() {
+    let network = enlarging();
+    let diffusion = DiffusionConfig::from_flags(&DiffusionFlags::default(), true).unwrap();
+    let frame = normal("frame", &[1, 3, 4, 4]);
+    let other = normal("other frame", &[1, 3, 4, 4]);
+    let video = Tensor::cat(&[&frame, &other, &frame], 0).unwrap();
+    let spacing = Spacing::Sections(vec![5]);
+    let samplers = [
+        Sampler::Ddpm(Ddpm { spacing: spacing.clone(), clip: true }),
+        Sampler::Ddim(Ddim { spacing: spacing.clone(), eta: 0.0, clip: true }),
+        Sampler::Ddim(Ddim { spacing, eta: 1.0, clip: true }),
+        Sampler::DpmSolver(DpmSolver::plus_plus(5)),
+        Sampler::UniPc(UniPc::default()),
+    ];
+    for sampler in samplers {
+        let name = sampler.name();
+        let upscale = |batch: usize, sample: u64| {
+            let upscaler = Upscaler {
+                network: &network,
+                diffusion: diffusion.clone(),
+                sampler: sampler.clone(),
+                seed: 5,
+                batch,
+                device: Device::Cpu,
+            };
+            upscaler.upscale(sample, &video, &mut |_, _| Ok(())).unwrap()
+        };
+        let together = upscale(3, 2);
+        assert_eq!(together.dims(), [3, 3, 16, 16], "{name}");
+        let picture = |index: usize| together.get(index).unwrap();
+        assert!(distance(&picture(0), &picture(2)) < 1e-5, "{name}");
+        assert!(distance(&picture(0), &picture(1)) > 1e-3, "{name}");
+        assert!(distance(&together, &upscale(1, 2)) < 1e-5, "{name}");
+        assert!(distance(&together, &upscale(3, 4)) > 1e-3, "{name}");
+    }
 }

@@ -16,5 +16,5 @@ pub use html::Page;
 pub use plot::Plot;
 pub use progress::Progress;
 pub use scale::Axis;
-pub use sound::SoundFigure;
+pub use sound::{SoundFigure, spectrogram};
 pub use table::Table;

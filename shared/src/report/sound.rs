@@ -67,7 +67,7 @@ impl SoundFigure {
             duration_s: mono.duration_s(),
             rate_hz: mono.rate_hz,
             envelope: envelope.collect(),
-            spectrogram: spectrogram(&mono)?,
+            spectrogram: spectrogram(&mono)?.map(|picture| png_bytes(&picture, &[])).transpose()?,
         })
     }
 
@@ -136,8 +136,13 @@ fn draw_times(svg: &mut Svg, time: &Scale, bottom: f64, width: f64) {
     svg.text(LEFT + width / 2.0, bottom + 31.0, "middle", "faint", "seconds");
 }
 
-/// The spectrogram as a PNG file: a column a frame, low frequencies at the bottom.
-fn spectrogram(sound: &Waveform) -> Result<Option<Vec<u8>>> {
+/// The spectrogram of the mean of a sound's channels: a column a frame, low frequencies at the bottom.
+/// None where the sound is too short for one.
+///
+/// # Errors
+/// None that is known.
+pub fn spectrogram(sound: &Waveform) -> Result<Option<Picture>> {
+    let sound = sound.mono();
     let fft_samples = ((FFT_S * f64::from(sound.rate_hz)) as usize).next_power_of_two().max(16);
     let hop_samples = (fft_samples / 4).max(sound.samples.len() / MOST_COLUMNS);
     let stft = Stft::<f32>::new(StftOptions {
@@ -161,7 +166,7 @@ fn spectrogram(sound: &Waveform) -> Result<Option<Vec<u8>>> {
             pixels.extend(colour(1.0 + level_db / RANGE_DB));
         }
     }
-    Ok(Some(png_bytes(&Picture::new(columns, bins, pixels)?, &[])?))
+    Ok(Some(Picture::new(columns, bins, pixels)?))
 }
 
 /// The colour of a level from 0 to 1.
@@ -187,11 +192,8 @@ mod tests {
         let samples =
             (0..16_000).map(|i| (f64::from(i) * 0.25 * std::f64::consts::PI).sin() as f32);
         let sound = Waveform::from_mono(samples.collect(), 16_000);
-        let png = spectrogram(&sound).unwrap().unwrap();
-        let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
-        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
-        let info = reader.next_frame(&mut pixels).unwrap();
-        let (width, height) = (info.width as usize, info.height as usize);
+        let picture = spectrogram(&sound).unwrap().unwrap();
+        let (width, height, pixels) = (picture.width(), picture.height(), picture.pixels());
         assert_eq!((width, height), (126, 257));
         let brightness = |row: &usize| {
             let place = 3 * (row * width + 60);

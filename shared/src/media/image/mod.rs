@@ -60,6 +60,23 @@ impl Picture {
         &self.pixels
     }
 
+    /// The picture at another size, each pixel that of the nearest place.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a side is 0.
+    pub fn stretched(&self, width: usize, height: usize) -> Result<Self> {
+        let nearest = |place: usize, from: usize, to: usize| place * from / to.max(1);
+        let mut pixels = Vec::with_capacity(CHANNELS * width * height);
+        for y in 0..height {
+            for x in 0..width {
+                let row = nearest(y, self.height, height) * self.width;
+                let start = CHANNELS * (row + nearest(x, self.width, width));
+                pixels.extend_from_slice(self.pixels.get(start..start + CHANNELS).unwrap_or(&[]));
+            }
+        }
+        Self::new(width, height, pixels)
+    }
+
     /// Copies `other` to a place in this picture, as far as it lies inside.
     fn place(&mut self, other: &Self, left: usize, top: usize) {
         let row_bytes = CHANNELS * self.width;
@@ -229,6 +246,16 @@ mod tests {
             assert_eq!((turned.width(), turned.height()), (width, height), "{matrix:?}");
             assert_eq!(reds(&turned), expected, "{matrix:?}");
         }
+    }
+
+    #[test]
+    fn pictures_are_stretched_to_the_nearest_pixels() {
+        let picture = counted(3, 2, 0);
+        let larger = picture.stretched(6, 2).unwrap();
+        assert_eq!(reds(&larger), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
+        assert_eq!(reds(&picture.stretched(1, 4).unwrap()), [0, 0, 3, 3]);
+        assert_eq!(picture.stretched(3, 2).unwrap(), picture);
+        assert!(picture.stretched(0, 2).is_err());
     }
 
     #[test]
