@@ -22,7 +22,7 @@ const FRAMES: usize = 16;
 
 #[derive(Args)]
 pub struct Options {
-    /// Model to check
+    /// Model to check [default: the model shipped with this program]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
 }
